@@ -1,0 +1,1 @@
+"""The world outside: Kubernetes, PostgreSQL, Prometheus, HTTP. Adapters do not know each other."""

@@ -1,0 +1,51 @@
+"""RefreshResult: what one run did. The one model behind status, logs, the ledger and the command line."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
+
+MESSAGE_BYTES = 1024
+
+FAILURES = frozenset(
+    {
+        RefreshOutcome.FAILED,
+        RefreshOutcome.REJECTED_BY_GUARD,
+        RefreshOutcome.INTERRUPTED,
+        RefreshOutcome.UNKNOWN,
+    }
+)
+"""Outcomes after which the command line exits with 1 and a slot counts as failed."""
+
+
+class RefreshResult(BaseModel):
+    """What one attempt to refresh one view for one slot or request did. Times are UTC."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view_name: str
+    """Raw: the bare name for schema public, else schema.name."""
+    tenant_id: str | None
+    correlation_id: str
+    outcome: RefreshOutcome
+    started_at: datetime
+    """The operator's clock."""
+    duration_ms: int
+    error_type: RefreshReason | None = None
+    error_message: str | None = None
+    """At most 1 KiB; never DETAIL, a DSN or a password."""
+    lock_key_debug: str
+    """`view_key=…,tenant_key=…`"""
+    mode: RefreshMode | None = None
+    data_as_of: datetime | None = None
+    """The server's clock just before REFRESH: what the rows reflect."""
+    verified_at: datetime | None = None
+    """When the rows were last known to be current, on the server's clock."""
+    rows_inserted: int | None = None
+    rows_deleted: int | None = None
+    estimated_rows: int | None = None
+    size_bytes: int | None = None
+    attempts: int = 1

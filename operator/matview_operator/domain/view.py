@@ -1,0 +1,64 @@
+"""The name of one materialized view."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NewType
+
+from matview_operator.domain.errors import InvalidName
+
+TenantToken = NewType("TenantToken", str)
+"""The tenant id, or GLOBAL."""
+
+GLOBAL = TenantToken("GLOBAL")
+
+IDENTIFIER_BYTES = 63
+"""PostgreSQL truncates longer identifiers without a word, so that another view would be meant."""
+
+_PART = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^\W\d][\w$]*))\s*')
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ViewName:
+    """Schema and name as the catalogue holds them: literal, unquoted, case as stored."""
+
+    schema: str
+    name: str
+
+    def __post_init__(self) -> None:
+        for part in (self.schema, self.name):
+            if not part or "\0" in part:
+                raise InvalidName("A schema or view name must not be empty or hold a NUL character.")
+            if len(part.encode()) > IDENTIFIER_BYTES:
+                raise InvalidName(
+                    f"The name {part[:20]}… has {len(part.encode())} bytes; PostgreSQL keeps {IDENTIFIER_BYTES}."
+                )
+
+    def __str__(self) -> str:
+        """The raw form that results, logs and lock keys use: the bare name for schema public, else schema.name."""
+        return self.name if self.schema == "public" else f"{self.schema}.{self.name}"
+
+    @classmethod
+    def from_sql(cls, text: str) -> ViewName:
+        """Read a name as SQL would: unquoted parts fold to lower case, schema public if none is given.
+
+        Raises InvalidName for anything that is not one identifier or two joined by a dot.
+        """
+        parts: list[str] = []
+        position = 0
+        while True:
+            match = _PART.match(text, position)
+            if match is None:
+                break
+            quoted, bare = match.groups()
+            parts.append(quoted.replace('""', '"') if quoted is not None else bare.lower())
+            position = match.end()
+            if position == len(text) and len(parts) in (1, 2):
+                return cls(*parts) if len(parts) == 2 else cls("public", parts[0])  # noqa: PLR2004
+            if text[position : position + 1] != ".":
+                break
+            position += 1
+        raise InvalidName(
+            f"{text[:80]!r} is not a view name. Write NAME or SCHEMA.NAME, with double quotes around odd parts."
+        )
