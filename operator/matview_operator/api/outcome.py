@@ -1,9 +1,9 @@
 """How a run ends: closed sets that status, logs, metrics, the ledger and the command line share."""
 
-from enum import StrEnum
+from matview_operator.api.model import ClosedSet
 
 
-class RefreshOutcome(StrEnum):
+class RefreshOutcome(ClosedSet):
     """How one run ended. A skip is neither a failure nor freshness."""
 
     SUCCESS = "SUCCESS"
@@ -21,14 +21,14 @@ class RefreshOutcome(StrEnum):
     FAILED = "FAILED"
 
 
-class RefreshMode(StrEnum):
+class RefreshMode(ClosedSet):
     """How REFRESH ran: Concurrent lets readers read, Blocking makes them wait."""
 
     CONCURRENT = "Concurrent"
     BLOCKING = "Blocking"
 
 
-class RefreshReason(StrEnum):
+class RefreshReason(ClosedSet):
     """Why a run ended as it did, or why a resource is not ready. CamelCase, as conditions want it."""
 
     # Good ends that need a word.

@@ -1,0 +1,120 @@
+"""MatviewDatabase: how to reach one PostgreSQL database, its limits, and what the operator found there."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from matview_operator.api.condition import Conditions
+from matview_operator.api.model import ClosedSet, CustomObject, Model, Optional
+from matview_operator.api.scalar import Count, Identifier, ObjectName
+
+
+class SslMode(ClosedSet):
+    """How the connection is protected, in libpq's words."""
+
+    DISABLE = "disable"
+    REQUIRE = "require"
+    VERIFY_CA = "verify-ca"
+    VERIFY_FULL = "verify-full"
+
+
+class Bookkeeping(ClosedSet):
+    """Whether the database has the ledger that makes a slot's refresh happen exactly once."""
+
+    INSTALLED = "Installed"
+    MISSING = "Missing"
+    OUTDATED = "Outdated"
+
+
+class SecretRef(Model):
+    """A Secret of the same namespace: without a namespace field, nobody can reach another tenant's."""
+
+    name: ObjectName
+    """Name of a Secret in the same namespace as this MatviewDatabase."""
+
+
+class DatabaseLimits(Model):
+    """What runs on one database may take."""
+
+    max_concurrent_refreshes: Annotated[int, Field(ge=1, le=100)] = 2
+    """How many views of this database may be refreshed at the same time. More than the server has idle cores
+    rarely helps: a refresh is as heavy as the view's query."""
+    timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 3600
+    """The longest that one refresh may take, in seconds; then it is cancelled, and the view keeps its old
+    rows. Also the most that a view's own timeoutSeconds may ask for."""
+    lock_timeout_millis: Optional[Annotated[int, Field(ge=1, le=600_000)]] = None
+    """How long a refresh waits for a lock on the view, in milliseconds. By default the server's
+    deadlock_timeout plus 500 ms, enough for PostgreSQL to make an autovacuum give way. New readers queue
+    behind a waiting blocking refresh, so keep it short."""
+
+
+class MatviewDatabaseSpec(Model):
+    """How to reach one PostgreSQL database, and what may be asked of it."""
+
+    secret_ref: SecretRef
+    """The Secret with the connection's data, in the keys that CloudNativePG writes: either uri, or host,
+    port, dbname, username (or user) and password; ca.crt if the server's certificate is to be verified. It
+    is read at every use, never listed and never stored."""
+    database: Optional[Identifier] = None
+    """Name of the database, if it is not the one that the Secret names. Host and port come from the Secret
+    only, so that its password is never sent to another server."""
+    ssl_mode: Optional[SslMode] = None
+    """How the connection is protected: disable, require (encrypted, server not verified), verify-ca or
+    verify-full. By default verify-full when the Secret holds a ca.crt, else require."""
+    allow_superuser: bool = False
+    """Whether a superuser role is accepted. By default it is refused: refreshing needs ownership of the
+    views, or on PostgreSQL 17 and later the MAINTAIN privilege, and nothing more."""
+    limits: DatabaseLimits = Field(default_factory=DatabaseLimits)
+    """Bounds for every refresh on this database, whichever policy asks for it."""
+    suspend: bool = False
+    """Whether to leave this database alone altogether: no scheduled refreshes, no requested ones, no checks.
+    Slots that become due meanwhile are missed. Refreshes that already run are finished."""
+
+
+class ServerStatus(Model):
+    """What the operator found at the other end of the connection."""
+
+    version: Annotated[str, Field(max_length=64)]
+    """The server's version, as in 16.4."""
+    system_identifier: Annotated[str, Field(max_length=20)]
+    """The number that the server's data directory got from initdb; another one means another server."""
+    database: Annotated[str, Field(max_length=63)]
+    """The database that the connection reached."""
+    role: Annotated[str, Field(max_length=63)]
+    """The role that the operator works as."""
+    superuser: bool
+    """Whether that role is a superuser."""
+    in_recovery: bool
+    """Whether the server is a standby. Views can be refreshed on the primary only."""
+    bookkeeping: Bookkeeping
+    """Whether the ledger is there that makes every slot's refresh happen exactly once: Installed, Missing or
+    Outdated. `matview-operator migrate` installs it. Without it a crash at the wrong moment repeats one
+    refresh."""
+
+
+class MatviewDatabaseStatus(Model):
+    """What the operator knows about the database; written by the operator alone."""
+
+    observed_generation: Optional[Count] = None
+    """The metadata.generation of the newest spec that the operator has acted on."""
+    conditions: Conditions = ()
+    """Ready: the Secret is usable, the server answers, and the role may work there. Stalled, present only
+    when True: a person has to mend something."""
+    server: Optional[ServerStatus] = None
+    """The server as found by the newest successful check."""
+
+
+class MatviewDatabase(CustomObject):
+    """MatviewDatabase says how to reach one PostgreSQL database whose materialized views are to be kept
+    fresh.
+    """
+
+    KIND: ClassVar[str] = "MatviewDatabase"
+    PLURAL: ClassVar[str] = "matviewdatabases"
+
+    spec: MatviewDatabaseSpec
+    """How to reach the database, and what may be asked of it."""
+    status: Optional[MatviewDatabaseStatus] = None
+    """What the operator found. Written by the operator alone."""

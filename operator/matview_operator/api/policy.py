@@ -1,0 +1,104 @@
+"""MatviewRefreshPolicy: which views of which tenant are refreshed, when, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from matview_operator.api.model import ClosedSet, CustomObject, Model, Optional
+from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
+from matview_operator.api.scalar import Cron, ObjectName, TenantId, TenantSetting, TimeZone, rule, rules
+from matview_operator.api.view import Concurrently, Views
+
+
+class Isolation(ClosedSet):
+    """Whose rows the views hold."""
+
+    SHARED = "Shared"
+    TENANT = "Tenant"
+
+
+class DatabaseRef(Model):
+    """A MatviewDatabase of the same namespace."""
+
+    name: ObjectName
+    """Name of a MatviewDatabase in the same namespace as this policy."""
+
+
+class Schedule(Model):
+    """When the views are due: exactly one of cron and everySeconds."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.cron) != has(self.everySeconds)",
+                "write exactly one of schedule.cron and schedule.everySeconds",
+            )
+        )
+    )
+
+    cron: Optional[Cron] = None
+    """Five cron fields: minute, hour, day of month, month, day of week; for example */5 * * * * for every
+    five minutes or 30 2 * * MON-FRI for half past two on weekdays. Local times that a change to or from
+    daylight saving time leaves out or repeats are run once."""
+    time_zone: TimeZone = "Etc/UTC"
+    """The time zone that cron's fields are meant in, by its name in the IANA database, as in Europe/Berlin.
+    Without effect on everySeconds."""
+    every_seconds: Optional[Annotated[int, Field(ge=5, le=31_536_000)]] = None
+    """A fixed interval in seconds, at least 5. Slots are the multiples of it since 1970-01-01T00:00:00Z, so
+    that policies with the same interval are due at the same instants, and a restart moves nothing."""
+
+
+class MatviewRefreshPolicySpec(Model):
+    """Which views, when, and how."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.isolation != 'Tenant' || has(self.tenantId)",
+                "isolation Tenant needs a tenantId: write whose views these are, or use isolation Shared",
+            )
+        )
+    )
+
+    database_ref: DatabaseRef
+    """The MatviewDatabase that has the views."""
+    tenant_id: Optional[TenantId] = None
+    """The tenant that this policy belongs to, in 1 to 63 printable characters. Under isolation Shared it is a
+    label only; under Tenant it is also given to the view's query and is part of the lock."""
+    isolation: Isolation = Isolation.SHARED
+    """Shared: the views hold the rows of many tenants; they are refreshed whole, with row-level security off,
+    and fail rather than lose another tenant's rows. Tenant: the views are this tenant's alone, and the
+    refresh runs with the tenant's setting; it needs a tenantId."""
+    tenant_setting: TenantSetting = "app.current_tenant_id"
+    """Under isolation Tenant: the PostgreSQL setting that holds the tenant id during the refresh, for the
+    policies of row-level security to read. It is set for the one transaction only."""
+    views: Views
+    """The materialized views, 1 to 100, refreshed one after another in this order."""
+    schedule: Schedule
+    """When the views are due. Nothing is run when a policy is applied: the next slot is the first."""
+    starting_deadline_seconds: Annotated[int, Field(ge=1, le=604_800)] = 300
+    """How late a slot may start, in seconds. A later one is missed and counted, not run; after a pause only
+    the newest slot that is still in time is run."""
+    concurrently: Concurrently = Concurrently.IF_POSSIBLE
+    """Whether readers may go on reading during a refresh. IfPossible: yes where the view has a usable unique
+    index, else they wait, and a condition says so. Always: yes, and a view without such an index is an
+    error. Never: readers wait; the fastest way to rebuild a view that nobody reads meanwhile."""
+    suspend: bool = False
+    """Whether to stop the schedule. A requested refresh still runs: annotate the policy with
+    matviews.skeldir.io/requestedAt to ask for one."""
+    history_limit: Annotated[int, Field(ge=0, le=50)] = 5
+    """How many past slots status.history keeps."""
+
+
+class MatviewRefreshPolicy(CustomObject):
+    """MatviewRefreshPolicy says which materialized views of a database are kept fresh, when, and how."""
+
+    KIND: ClassVar[str] = "MatviewRefreshPolicy"
+    PLURAL: ClassVar[str] = "matviewrefreshpolicies"
+
+    spec: MatviewRefreshPolicySpec
+    """Which views are refreshed, when, and how."""
+    status: Optional[MatviewRefreshPolicyStatus] = None
+    """What the operator did and found. Written by the operator alone."""
