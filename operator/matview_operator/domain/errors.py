@@ -1,9 +1,27 @@
 """The one exception base, and the errors that people can mend."""
 
+from __future__ import annotations
+
+from matview_operator.api.outcome import RefreshReason
+
 
 class MatviewError(Exception):
     """Base of every error that this project raises on purpose. Its text never holds a password or a DSN."""
 
 
-class InvalidName(MatviewError):  # noqa: N818 - reads as the fact it states
+class InvalidName(MatviewError):
     """A view name that PostgreSQL could not mean."""
+
+
+class InvalidTarget(MatviewError):
+    """A connection URL or Secret that does not say how to reach a database. The text names keys, never values."""
+
+
+class Problem(MatviewError):
+    """What stands between a policy and a fresh view: a reason of the closed set and what to do about it."""
+
+    def __init__(self, reason: RefreshReason, message: str, *, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.sqlstate = sqlstate

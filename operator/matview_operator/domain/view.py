@@ -16,6 +16,9 @@ GLOBAL = TenantToken("GLOBAL")
 IDENTIFIER_BYTES = 63
 """PostgreSQL truncates longer identifiers without a word, so that another view would be meant."""
 
+_FOLD = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+"""PostgreSQL folds only ASCII letters in a multi-byte encoding."""
+
 _PART = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^\W\d][\w$]*))\s*')
 
 
@@ -52,7 +55,7 @@ class ViewName:
             if match is None:
                 break
             quoted, bare = match.groups()
-            parts.append(quoted.replace('""', '"') if quoted is not None else bare.lower())
+            parts.append(quoted.replace('""', '"') if quoted is not None else bare.translate(_FOLD))
             position = match.end()
             if position == len(text) and len(parts) in (1, 2):
                 return cls(*parts) if len(parts) == 2 else cls("public", parts[0])  # noqa: PLR2004

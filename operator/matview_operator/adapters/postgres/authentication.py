@@ -1,0 +1,115 @@
+"""A password is only proven, never sent, unless TLS has verified who asks.
+
+asyncpg answers a server's request for a clear-text or MD5 password whatever the connection. Between us and it stands
+this protocol: it reads the authentication requests before asyncpg does and drops the connection on such a request.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any, cast
+
+import asyncpg
+from asyncpg import protocol as asyncpg_protocol
+
+_AUTHENTICATION = ord("R")
+_OK = 0
+_CLEAR_TEXT = 3
+_MD5 = 5
+_HEADER_BYTES = 5
+_GREETING_BYTES = 65_536
+"""No honest server says more than this before it has authenticated us."""
+
+_KEEPALIVE_IDLE_SECONDS = 30
+_KEEPALIVE_INTERVAL_SECONDS = 10
+_KEEPALIVE_PROBES = 3
+
+_Unguarded: Any = asyncpg_protocol.Protocol
+
+
+class Row(asyncpg.Record):
+    """Rows of our own connections; by this class the guard knows them from another library's in the same process."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class PasswordExposed(Exception):
+    """The server asked for a password in a form that only a verified TLS connection may carry."""
+
+
+class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
+    """asyncpg's protocol with its authentication watched and TCP keepalive set, which asyncpg has no option for."""
+
+    def __init__(self, addr: Any, connected: Any, params: Any, record_class: Any, loop: Any) -> None:
+        super().__init__(addr, connected, params, record_class, loop)
+        self._connected_future = connected
+        self._greeting: bytearray | None = bytearray()
+        self._wire: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._wire = transport
+        _keep_alive(transport.get_extra_info("socket"))
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._greeting is None:
+            super().data_received(data)
+            return
+        # Whole messages only are handed on, so that no request is answered before it has been read.
+        self._greeting += data
+        while self._greeting is not None and len(self._greeting) >= _HEADER_BYTES:
+            length = 1 + int.from_bytes(self._greeting[1:_HEADER_BYTES], "big")
+            if length > _GREETING_BYTES:
+                self._refuse("The server's greeting is larger than any honest one.")
+                return
+            if len(self._greeting) < length:
+                return
+            message = bytes(self._greeting[:length])
+            del self._greeting[:length]
+            if message[0] == _AUTHENTICATION:
+                request = int.from_bytes(message[_HEADER_BYTES : _HEADER_BYTES + 4], "big")
+                if request in (_CLEAR_TEXT, _MD5) and not self._verified():
+                    self._refuse("The server asked for the password itself.")
+                    return
+                if request == _OK:
+                    message += bytes(self._greeting)
+                    self._greeting = None
+            super().data_received(message)
+
+    def _verified(self) -> bool:
+        tls = cast("ssl.SSLObject | None", self._wire.get_extra_info("ssl_object"))
+        return tls is not None and tls.context.verify_mode is ssl.CERT_REQUIRED
+
+    def _refuse(self, why: str) -> None:
+        self._greeting = bytearray()
+        if not self._connected_future.done():
+            self._connected_future.set_exception(PasswordExposed(why))
+        self._wire.abort()
+
+
+def _keep_alive(sock: socket.socket | None) -> None:
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", _KEEPALIVE_IDLE_SECONDS),
+        ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
+    ):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _choose_protocol(addr: Any, connected: Any, params: Any, record_class: Any, loop: Any) -> Any:
+    kind = _GuardedProtocol if issubclass(record_class, Row) else _Unguarded
+    return kind(addr, connected, params, record_class, loop)
+
+
+def install() -> None:
+    """Put the guard in front of asyncpg's protocol, for connections whose record class is Row only."""
+    setattr(asyncpg_protocol, "Protocol", _choose_protocol)  # noqa: B010 - a type checker rightly refuses the plain form

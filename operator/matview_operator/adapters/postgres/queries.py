@@ -1,0 +1,271 @@
+"""Every statement that the operator sends. Names of views come from the server, quoted by it; all else is a parameter.
+
+All run by the extended protocol, which takes one statement at a time.
+"""
+
+from __future__ import annotations
+
+from typing import NewType, assert_never
+
+import asyncpg
+
+from matview_operator.api.outcome import RefreshMode
+
+QuotedName = NewType("QuotedName", str)
+"""`format('%I.%I')` of the server."""
+
+# One round trip at the start of a connection: who and what we talk to, whether the ledger can be used, and the clock.
+# pg_catalog is asked instead of to_regclass(), which fails without USAGE on the schema.
+SERVER = """
+select pg_catalog.current_setting('server_version') as version,
+       pg_catalog.current_setting('server_version_num')::int as version_num,
+       pg_catalog.current_database() as database,
+       current_user as role,
+       (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) as superuser,
+       pg_catalog.pg_is_in_recovery() as in_recovery,
+       coalesce((select case
+           when not pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+             or not pg_catalog.has_table_privilege(c.oid, 'SELECT') then 'Forbidden'
+           when (select pg_catalog.count(*) from pg_catalog.pg_attribute a
+                 where a.attrelid = c.oid and not a.attisdropped and a.attname = any ($1::text[])
+                   and (a.attname = any ($2::text[]) or pg_catalog.has_column_privilege(c.oid, a.attnum, 'INSERT')))
+                < pg_catalog.cardinality($1::text[]) then 'Outdated'
+           else 'Installed' end
+         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = 'matview_ops' and c.relname = 'refresh_run'), 'Missing') as bookkeeping,
+       pg_catalog.clock_timestamp() as now
+"""
+
+CLOCK = "select pg_catalog.clock_timestamp() as now"
+
+IDENTITY = """
+select (select s.system_identifier from pg_catalog.pg_control_system() s) as system_identifier,
+       (select c.timeline_id from pg_catalog.pg_control_checkpoint() c) as timeline
+"""
+
+LEDGER_WRITTEN = [
+    "policy_uid",
+    "view_oid",
+    "view_name",
+    "slot_id",
+    "due_at",
+    "attempt",
+    "outcome",
+    "lock_token",
+    "data_as_of",
+    "mode",
+    "rows_inserted",
+    "rows_deleted",
+    "rows_total",
+    "reason",
+    "sqlstate",
+    "message",
+    "correlation_id",
+]
+LEDGER_GENERATED = ["run_id", "recorded_by", "settles", "finished_at"]
+
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What a statement can raise besides OSError and TimeoutError."""
+
+BEGIN = "begin isolation level read committed read write"
+COMMIT = "commit"
+ROLLBACK = "rollback"
+
+# The settings first, the locks last: a select list is evaluated from left to right. Both locks in one statement, and
+# before anything is read under them: a later statement's snapshot sees what the former holder committed.
+SETTINGS_AND_LOCKS = """
+select pg_catalog.set_config('statement_timeout', $1, true),
+       pg_catalog.set_config('lock_timeout', coalesce($2, (extract(epoch from
+         pg_catalog.current_setting('deadlock_timeout')::interval) * 1000 + 500)::int::text), true),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', '10000', true),
+       pg_catalog.set_config('client_connection_check_interval', '500', true),
+       case when pg_catalog.current_setting('server_version_num')::int >= 170000
+         then pg_catalog.set_config('transaction_timeout', $1, true) end,
+       pg_catalog.set_config('row_security', $3, true),
+       pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+       pg_catalog.set_config('app.execution_context', 'worker', true),
+       coalesce(pg_catalog.current_setting($4, true), '') as leaked_setting,
+       case when $5::text is not null then pg_catalog.set_config($4, $5, true) end,
+       pg_catalog.pg_try_advisory_xact_lock($6::int, $7::int) as own_lock,
+       pg_catalog.pg_try_advisory_xact_lock($6::int, $8::int) as global_lock
+"""
+
+# $1 schema, $2 name, $3 blocking mode wanted.
+_LOOKUP_COLUMNS = """
+select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, c.relkind::text as relkind,
+ c.relispopulated as populated,
+ pg_catalog.pg_has_role(c.relowner, 'USAGE') or case
+   when pg_catalog.current_setting('server_version_num')::int >= 170000
+   then pg_catalog.has_table_privilege(c.oid, 'MAINTAIN') else false end as may_refresh,
+ exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisunique and i.indimmediate
+   and i.indisvalid and i.indpred is null and i.indexprs is null) as usable_index,
+ pg_catalog.pg_get_userbyid(c.relowner)::text as owner,
+ pg_catalog.has_database_privilege(c.relowner, pg_catalog.current_database(), 'TEMP') as owner_has_temp,
+ ($3 and exists (select from pg_catalog.pg_locks l where l.locktype = 'relation' and l.relation = c.oid and l.granted
+   and l.pid <> pg_catalog.pg_backend_pid() and l.database = (select d.oid from pg_catalog.pg_database d
+     where d.datname = pg_catalog.current_database()))) as in_use,
+ pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
+ pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
+ pg_catalog.clock_timestamp() as data_as_of"""
+_LOOKUP_FROM = """
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname = $1 and c.relname = $2
+"""
+
+LOOKUP = _LOOKUP_COLUMNS + _LOOKUP_FROM
+
+# $4 policy UID, $5 slot id, $6 lock token, $7 the slot in server time or null, $8 outcomes that were attempts,
+# $9 whether the view must be this tenant's alone.
+LOOKUP_WITH_LEDGER = (
+    _LOOKUP_COLUMNS  # noqa: S608 - constants only
+    + """,
+ (select r.run_id from matview_ops.refresh_run r where r.recorded_by = session_user and r.policy_uid = $4
+   and r.view_oid = c.oid and r.slot_id = $5 and r.settles) as settled_by,
+ (select r.run_id from matview_ops.refresh_run r where r.recorded_by = session_user and r.view_oid = c.oid
+   and r.lock_token = $6 and r.outcome = 'SUCCESS' and $7::timestamptz is not null
+   and r.data_as_of between $7::timestamptz and pg_catalog.clock_timestamp()
+   order by r.data_as_of desc limit 1) as covered_by,
+ (select pg_catalog.count(*) from matview_ops.refresh_run r where r.policy_uid = $4 and r.view_oid = c.oid
+   and r.slot_id = $5 and r.outcome = any ($8::text[])) as earlier_attempts,
+ ($9 and exists (select from matview_ops.refresh_run r where r.recorded_by = session_user and r.view_oid = c.oid
+   and r.lock_token <> $6 and r.outcome = 'SUCCESS'
+   and r.data_as_of > pg_catalog.clock_timestamp() - interval '24 hours')) as shared_with_another"""
+    + _LOOKUP_FROM
+)
+
+LEDGER_ROW = """
+select r.data_as_of, r.finished_at, r.mode, r.rows_inserted, r.rows_deleted, r.rows_total, r.correlation_id, r.attempt
+from matview_ops.refresh_run r where r.run_id = $1
+"""
+
+_AFTER_COLUMNS = """
+ pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
+ pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
+ pg_catalog.current_setting('track_counts')::boolean as counted,
+ case when c.reltuples >= 0 then c.reltuples::bigint end as estimated_rows,
+ pg_catalog.pg_total_relation_size(c.oid) as size_bytes,
+ pg_catalog.pg_current_xact_id()::text as xid"""
+
+# The name is resolved once more: an owner may have put another relation under it. $1 schema, $2 name, $3 OID.
+RECHECK = (
+    "select"  # noqa: S608 - constants only
+    + _AFTER_COLUMNS
+    + """,
+ (select s.system_identifier from pg_catalog.pg_control_system() s) as system_identifier,
+ (select p.timeline_id from pg_catalog.pg_control_checkpoint() p) as timeline
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname = $1 and c.relname = $2 and c.oid = $3 and c.relkind = 'm'
+"""
+)
+
+# The same, and the claim: the unique key over settled runs makes the slot's work exactly once.
+RECHECK_AND_CLAIM = (
+    """
+with named as (
+  select c.oid, pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) - $4::bigint as inserted,
+         pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) - $5::bigint as deleted,
+         pg_catalog.current_setting('track_counts')::boolean as counted
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = $1 and c.relname = $2 and c.oid = $3 and c.relkind = 'm'
+), claim as (
+  insert into matview_ops.refresh_run (policy_uid, view_oid, view_name, slot_id, due_at, attempt, outcome, lock_token,
+    data_as_of, mode, rows_inserted, rows_deleted, rows_total, reason, correlation_id)
+  select $6, named.oid, $7, $8, $9, $10, 'SUCCESS', $11, $12, $13,
+    case when counted then inserted end,
+    case when counted and $13 = 'Concurrent' then deleted end,
+    case when counted and $13 = 'Blocking' then inserted end, $14, $15
+  from named
+  on conflict (recorded_by, policy_uid, view_oid, slot_id) where settles do nothing
+  returning run_id
+)
+select (select claim.run_id from claim) as run_id,"""
+    + _AFTER_COLUMNS
+    + """
+from named join pg_catalog.pg_class c on c.oid = named.oid
+"""
+)
+
+RECORD_FAILURE = """
+insert into matview_ops.refresh_run (policy_uid, view_oid, view_name, slot_id, due_at, attempt, outcome, lock_token,
+  data_as_of, mode, reason, sqlstate, message, correlation_id)
+values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, pg_catalog.clock_timestamp()), $10, $11, $12, $13, $14)
+"""
+
+SETTLED_BY = """
+select r.run_id from matview_ops.refresh_run r where r.recorded_by = session_user and r.policy_uid = $1
+  and r.view_oid = $2 and r.slot_id = $3 and r.settles and r.correlation_id = $4
+"""
+
+XACT_STATUS = "select pg_catalog.pg_xact_status($1::text::pg_catalog.xid8) as status"
+
+# A materialized view whose owner is subject to row-level security on a table that REFRESH reads. Each row is a hazard.
+# An ordinary view in between is read as its own owner, a security_invoker view as the materialized view's owner;
+# never through another materialized view; a member of the table's owner is exempt without FORCE. $1 view OID.
+ROW_SECURITY_HAZARDS = """
+with recursive mv as materialized (
+  select c.oid, c.relowner from pg_catalog.pg_class c where c.oid = $1 and c.relkind = 'm'),
+src(rel, kind, read_as, body_as) as (
+  select mv.oid, 'm'::text, mv.relowner, mv.relowner from mv
+ union
+  select t.oid, t.relkind::text, s.body_as, case when t.relkind <> 'v' then null
+     when coalesce((select o.option_value::boolean from pg_catalog.pg_options_to_table(t.reloptions) o
+                    where o.option_name = 'security_invoker'), false) then mv.relowner else t.relowner end
+  from src s cross join mv join pg_catalog.pg_rewrite w on w.ev_class = s.rel and w.ev_type = '1'
+  join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
+   and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> s.rel
+  join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('r','p','v')
+  where s.kind = 'v' or s.rel = mv.oid)
+select s.rel::regclass::text as relation, r.rolname::text as read_as, t.relforcerowsecurity as forced
+from src s join pg_catalog.pg_class t on t.oid = s.rel join pg_catalog.pg_roles r on r.oid = s.read_as
+where s.kind in ('r','p') and t.relrowsecurity and not r.rolsuper and not r.rolbypassrls
+  and (t.relforcerowsecurity or not pg_catalog.pg_has_role(s.read_as, t.relowner, 'USAGE'))
+"""
+
+# Every materialized view that the role may refresh, and the ones it reads, through ordinary views too.
+REFRESHABLE_VIEWS = """
+with recursive mine as materialized (
+  select c.oid, n.nspname, c.relname
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where c.relkind = 'm' and c.relpersistence <> 't'
+    and (pg_catalog.pg_has_role(c.relowner, 'USAGE') or case
+      when pg_catalog.current_setting('server_version_num')::int >= 170000
+      then pg_catalog.has_table_privilege(c.oid, 'MAINTAIN') else false end)
+), reads(view, rel, kind) as (
+  select mine.oid, mine.oid, 'start'::text from mine
+ union
+  select reads.view, t.oid, t.relkind::text
+  from reads join pg_catalog.pg_rewrite w on w.ev_class = reads.rel and w.ev_type = '1'
+  join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
+   and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> reads.rel
+  join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('m', 'v')
+  where reads.kind in ('start', 'v')
+)
+select mine.nspname::text as schema, mine.relname::text as name, mine.oid,
+  coalesce((select pg_catalog.array_agg(distinct reads.rel) from reads
+            where reads.view = mine.oid and reads.kind = 'm'), '{}'::oid[]) as reads
+from mine order by mine.nspname, mine.relname
+"""
+
+ANALYZE_TARGET = """
+select pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted,
+  pg_catalog.set_config('statement_timeout', $2, true), pg_catalog.set_config('lock_timeout', '1000', true),
+  pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.oid = $1 and c.relkind = 'm'
+"""
+
+
+def refresh(view: QuotedName, mode: RefreshMode) -> str:
+    """The one REFRESH of the code base."""
+    match mode:
+        case RefreshMode.CONCURRENT:
+            return "refresh materialized view concurrently " + view
+        case RefreshMode.BLOCKING:
+            return "refresh materialized view " + view
+        case _:
+            assert_never(mode)
+
+
+def analyze(view: QuotedName) -> str:
+    """ANALYZE of the view that was refreshed, and of nothing else."""
+    return "analyze " + view

@@ -1,0 +1,143 @@
+"""One connection for one run: the server's facts, its clock, and explicit transactions."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from matview_operator.adapters.postgres import queries
+from matview_operator.adapters.postgres.connection import CONNECT_SECONDS, close, connect
+from matview_operator.adapters.postgres.sqlstate import problem_of
+from matview_operator.api.database import Bookkeeping
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.preflight import RowSecurityHazard, ViewFacts
+from matview_operator.domain.server import ServerFacts
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from matview_operator.adapters.postgres.authentication import Row
+    from matview_operator.domain.connection import ConnectionTarget
+
+_FORBIDDEN = "Forbidden"
+_CLOCK_SAMPLES = 3
+
+
+class Session:
+    """A connection of ours. All statements go by the extended protocol, one at a time."""
+
+    def __init__(self, connection: asyncpg.Connection[Row]) -> None:
+        self._connection = connection
+        self.facts: ServerFacts
+        self._best_sample: tuple[timedelta, timedelta]
+
+    @classmethod
+    async def open(cls, target: ConnectionTarget, *, seconds: float = CONNECT_SECONDS) -> Self:
+        """Connect and read the server's facts. Raises Problem."""
+        session: Self | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                session = cls(await connect(target, timeout=seconds))
+                await session.read_facts()
+        except asyncio.CancelledError:
+            if session is not None:
+                await session.close()
+            raise
+        except Exception as error:
+            if session is not None:
+                await session.close()
+            raise problem_of(error, connecting=True) from error
+        return session
+
+    async def read_facts(self) -> ServerFacts:
+        """Ask (again) who the server is and whether the ledger can be used."""
+        before = datetime.now(UTC)
+        row = await self.row(
+            queries.SERVER, queries.LEDGER_WRITTEN + queries.LEDGER_GENERATED, queries.LEDGER_GENERATED
+        )
+        assert row is not None  # a select without from has one row
+        self._best_sample = _sample(before, row.now)
+        forbidden = row.bookkeeping == _FORBIDDEN
+        self.facts = ServerFacts(
+            version=row.version.partition(" ")[0],
+            version_num=row.version_num,
+            database=row.database,
+            role=row.role,
+            superuser=bool(row.superuser),
+            in_recovery=row.in_recovery,
+            bookkeeping=Bookkeeping.MISSING if forbidden else Bookkeeping(row.bookkeeping),
+            bookkeeping_forbidden=forbidden,
+        )
+        return self.facts
+
+    async def clock_offset(self) -> timedelta:
+        """Server time minus operator time, from the shortest of three round trips."""
+        for _ in range(_CLOCK_SAMPLES - 1):
+            before = datetime.now(UTC)
+            row = await self.row(queries.CLOCK)
+            assert row is not None  # a select without from has one row
+            self._best_sample = min(self._best_sample, _sample(before, row.now))
+        return self._best_sample[1]
+
+    async def row(self, statement: str, *arguments: Any) -> Row | None:
+        """Run one statement and return its first row, if any."""
+        return await self._connection.fetchrow(statement, *arguments)
+
+    async def rows(self, statement: str, *arguments: Any) -> list[Row]:
+        """Run one statement and return its rows."""
+        return await self._connection.fetch(statement, *arguments)
+
+    async def begin(self) -> None:
+        """Start the run's one transaction; READ COMMITTED, so that each statement sees what was committed before it."""
+        await self._connection.fetch(queries.BEGIN)
+
+    async def commit(self) -> None:
+        """Commit, and believe the tag only: COMMIT of an aborted transaction rolls back without an error."""
+        statement = await self._connection.prepare(queries.COMMIT)
+        await statement.fetch()
+        if statement.get_statusmsg() != "COMMIT":
+            raise Problem(RefreshReason.INTERNAL_ERROR, "The server rolled the transaction back at COMMIT.")
+
+    async def rollback(self) -> None:
+        """Undo the transaction, which also gives the locks back."""
+        await self._connection.fetch(queries.ROLLBACK)
+
+    async def hazards(self, view_oid: int) -> list[RowSecurityHazard]:
+        """Tables that REFRESH of this view would read under row-level security."""
+        return [
+            RowSecurityHazard(relation=row.relation, read_as=row.read_as, forced=row.forced)
+            for row in await self.rows(queries.ROW_SECURITY_HAZARDS, view_oid)
+        ]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is gone."""
+        return self._connection.is_closed()
+
+    async def close(self) -> None:
+        """Close within two seconds."""
+        await close(self._connection)
+
+
+def view_facts(row: Row | None) -> ViewFacts | None:
+    """Read a row of either lookup."""
+    if row is None:
+        return None
+    return ViewFacts(
+        oid=row.oid,
+        quoted=row.quoted,
+        relkind=row.relkind,
+        populated=row.populated,
+        usable_index=row.usable_index,
+        may_refresh=row.may_refresh,
+        owner=row.owner,
+        owner_has_temp=row.owner_has_temp,
+    )
+
+
+def _sample(before: datetime, server: datetime) -> tuple[timedelta, timedelta]:
+    """Round trip, and server time minus the middle of it."""
+    after = datetime.now(UTC)
+    return after - before, server - (before + (after - before) / 2)

@@ -1,0 +1,112 @@
+"""The one table from SQLSTATE to reason. A message's text is shown, cut, and never read.
+
+Only the primary message is carried: DETAIL of a unique violation and CONTEXT of a function hold rows.
+"""
+
+from __future__ import annotations
+
+import asyncpg
+
+from matview_operator.api.outcome import RefreshReason as Reason
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.result import MESSAGE_BYTES
+
+ROW_SECURITY_ROUTINE = "check_enable_rls"
+
+_STATES: dict[str, Reason] = {
+    "42P01": Reason.VIEW_NOT_FOUND,
+    "42883": Reason.VIEW_NOT_FOUND,
+    "42704": Reason.VIEW_NOT_FOUND,
+    "3F000": Reason.VIEW_NOT_FOUND,
+    "0A000": Reason.NOT_MATERIALIZED_VIEW,
+    "42809": Reason.NOT_MATERIALIZED_VIEW,
+    "55000": Reason.NO_UNIQUE_INDEX,
+    "21000": Reason.DUPLICATE_ROWS,
+    "23505": Reason.DUPLICATE_ROWS,
+    "42501": Reason.PERMISSION_DENIED,
+    "25006": Reason.READ_ONLY_SERVER,
+    "55P03": Reason.LOCK_TIMEOUT,
+    "57014": Reason.CANCELLED,
+    "25P03": Reason.TIMEOUT,
+    "25P04": Reason.TIMEOUT,
+    "40P01": Reason.DEADLOCK,
+    "40001": Reason.DEADLOCK,
+    "40003": Reason.DEADLOCK,
+    "57P01": Reason.CONNECTION_LOST,
+    "57P02": Reason.CONNECTION_LOST,
+    "57P03": Reason.CONNECTION_LOST,
+    "57P05": Reason.CONNECTION_LOST,
+    "28P01": Reason.AUTHENTICATION_FAILED,
+    "28000": Reason.AUTHENTICATION_FAILED,
+    "3D000": Reason.AUTHENTICATION_FAILED,
+    "53300": Reason.SERVER_BUSY,
+    "53100": Reason.SERVER_RESOURCES,
+    "53200": Reason.SERVER_RESOURCES,
+    "53400": Reason.SERVER_RESOURCES,
+}
+_CLASSES: dict[str, Reason] = {
+    "08": Reason.CONNECTION_LOST,
+    "22": Reason.VIEW_QUERY_FAILED,
+    "53": Reason.SERVER_RESOURCES,
+    "58": Reason.SERVER_RESOURCES,
+}
+_UNQUALIFIED_NAME = frozenset({"42P01", "42883", "42704"})
+_UNSUPPORTED = "0A000"
+_BAD_VALUE = "22P02"
+_PROTOCOL_VIOLATION = "08P01"
+
+
+def problem_of(
+    error: BaseException, *, view_found: bool = False, connecting: bool = False, tenant_setting_given: bool = False
+) -> Problem:
+    """Classify whatever a conversation with the server raised.
+
+    `view_found`: the lookup had found a materialized view, so that a missing name lies inside its query.
+    `connecting`: nothing had been asked of the server yet. `tenant_setting_given`: the run is a tenant's own.
+    """
+    # With a dead backend asyncpg's InterfaceError has no SQLSTATE; its context may.
+    if isinstance(error, asyncpg.InterfaceError) and isinstance(error.__context__, asyncpg.PostgresError):
+        error = error.__context__
+    match error:
+        case Problem():
+            return error
+        case asyncpg.PostgresError():
+            state = error.sqlstate or ""
+            reason = _reason_of(error, state, view_found=view_found, connecting=connecting, tenant=tenant_setting_given)
+            message = error.args[0] if error.args else "server error"
+            return Problem(reason, cut(f"{message} (SQLSTATE {state})"), sqlstate=state)
+        case TimeoutError() if connecting:
+            return Problem(Reason.CONNECTION_FAILED, "The server did not answer in time. Check host, port and network.")
+        case TimeoutError():
+            return Problem(Reason.TIMEOUT, "The run did not end within its timeout.")
+        case asyncpg.InterfaceError() | OSError() | EOFError():
+            if connecting:
+                return Problem(Reason.CONNECTION_FAILED, cut(f"Cannot connect: {_system_text(error)}."))
+            return Problem(Reason.CONNECTION_LOST, "The connection to the server was lost.")
+        case _:
+            return Problem(Reason.INTERNAL_ERROR, f"An unexpected {type(error).__name__}; the log has its trace.")
+
+
+def _reason_of(error: asyncpg.PostgresError, state: str, *, view_found: bool, connecting: bool, tenant: bool) -> Reason:
+    if state in _UNQUALIFIED_NAME and view_found:
+        return Reason.UNSAFE_SEARCH_PATH
+    if state == _UNSUPPORTED and view_found:
+        return Reason.NOT_POPULATED
+    if state == _PROTOCOL_VIOLATION and connecting:
+        return Reason.CONNECT_REJECTED
+    if state == _BAD_VALUE and tenant:
+        return Reason.TENANT_SETTING_INVALID
+    if getattr(error, "server_source_function", None) == ROW_SECURITY_ROUTINE:
+        return Reason.ROW_SECURITY_HAZARD
+    return _STATES.get(state) or _CLASSES.get(state[:2]) or Reason.VIEW_QUERY_FAILED
+
+
+def cut(text: str) -> str:
+    """Cut to 1 KiB of UTF-8 at a character's border, without NUL characters, which no text column can hold."""
+    return text.replace("\0", "").encode()[:MESSAGE_BYTES].decode(errors="ignore")
+
+
+def _system_text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "the server's answer was not PostgreSQL's" if isinstance(error, asyncpg.InterfaceError) else "network error"

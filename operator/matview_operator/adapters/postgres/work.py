@@ -1,0 +1,126 @@
+"""What one run knows while it works, and the results it can tell from that."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
+from typing import Any
+
+from matview_operator.adapters.postgres.authentication import Row
+from matview_operator.adapters.postgres.commit import PendingCommit
+from matview_operator.adapters.postgres.ledger import Settled
+from matview_operator.adapters.postgres.session import Session
+from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
+from matview_operator.domain.connection import ConnectionTarget
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.mode import ModeChoice
+from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.run import Run
+
+
+class Stage(Enum):
+    """How far a run has come; what an error means depends on it."""
+
+    CONNECTING = auto()
+    READING = auto()
+    """The lookup, which reads the ledger."""
+    REFRESHING = auto()
+    CLAIMING = auto()
+    COMMITTING = auto()
+    COMMITTED = auto()
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """What one run knows so far; read when it ends, however it ends."""
+
+    run: Run
+    target: ConnectionTarget
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: float = field(default_factory=time.monotonic)
+    stage: Stage = Stage.CONNECTING
+    session: Session | None = None
+    ledger: bool = False
+    clock_offset: timedelta = timedelta()
+    found: Row | None = None
+    choice: ModeChoice | None = None
+    attempt: int = 1
+    pending: PendingCommit | None = None
+    after: Row | None = None
+
+    def elapsed(self) -> float:
+        """Seconds since the run started."""
+        return time.monotonic() - self.started
+
+    def remaining(self) -> float:
+        """Seconds until the run's timeout."""
+        return self.run.timeout_seconds - self.elapsed()
+
+    def result(self, outcome: RefreshOutcome, problem: Problem | None = None, **known: Any) -> RefreshResult:
+        """A result as of now, with what is known besides."""
+        plain = self.run.result(
+            outcome,
+            started_at=self.started_at,
+            ended_at=datetime.now(UTC),
+            reason=None if problem is None else problem.reason,
+            message=None if problem is None else problem.message,
+        )
+        return plain.model_copy(update={"attempts": self.attempt, **known})
+
+    def log_fields(self) -> dict[str, Any]:
+        """The fields by which a log line names its run."""
+        keys = self.run.lock_keys
+        return {
+            "view_name": str(self.run.view),
+            "tenant_token": self.run.lock_token,
+            "view_key": keys.view_key,
+            "tenant_key": keys.tenant_key,
+            "correlation_id": self.run.correlation_id,
+        }
+
+
+def success(work: Work, problem: Problem | None = None) -> RefreshResult:
+    """The result of a run that committed."""
+    found, after, choice = work.found, work.after, work.choice
+    assert found is not None  # set before REFRESH
+    assert after is not None  # set before COMMIT
+    assert choice is not None  # set before REFRESH
+    concurrent = choice.mode is RefreshMode.CONCURRENT
+    inserted = after.inserted - found.inserted if after.counted else None
+    return work.result(
+        RefreshOutcome.SUCCESS,
+        problem,
+        error_type=choice.reason if problem is None else problem.reason,
+        mode=choice.mode,
+        data_as_of=found.data_as_of,
+        verified_at=found.data_as_of,
+        rows_inserted=inserted,
+        # A blocking refresh writes every row anew: there is no difference to report.
+        rows_deleted=after.deleted - found.deleted if after.counted and concurrent else None,
+        estimated_rows=after.estimated_rows if concurrent or inserted is None else inserted,
+        size_bytes=after.size_bytes,
+    )
+
+
+def already_done(work: Work, settled: Settled, *, recovered: bool) -> RefreshResult:
+    """The slot was settled by a run whose answer got lost, or is covered by another run's."""
+    if recovered:
+        return work.result(
+            RefreshOutcome.SUCCESS,
+            Problem(RefreshReason.RECOVERED, f"Done before, at {settled.finished_at:%Y-%m-%dT%H:%M:%SZ}."),
+            mode=settled.mode,
+            data_as_of=settled.data_as_of,
+            verified_at=settled.data_as_of,
+            rows_inserted=settled.rows_inserted,
+            rows_deleted=settled.rows_deleted,
+            estimated_rows=settled.rows_total,
+            attempts=settled.attempt,
+        )
+    return work.result(
+        RefreshOutcome.SKIPPED_COVERED,
+        Problem(RefreshReason.COVERED, f"Run {settled.correlation_id} refreshed it after this slot was due."),
+        data_as_of=settled.data_as_of,
+        verified_at=settled.data_as_of,
+    )

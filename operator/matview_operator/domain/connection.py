@@ -1,0 +1,194 @@
+"""Where a database is and as whom to reach it: read from a URL or from a Secret, by allow-list.
+
+A URL never reaches the driver: its passfile, sslrootcert, sslkey, service and socket options would open files of the
+operator's own pod, unknown options would become server settings, and its parse errors repeat parts of the password.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import SecretStr
+
+from matview_operator.api.database import SslMode
+from matview_operator.domain.errors import InvalidTarget
+
+DEFAULT_PORT = 5432
+_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_IGNORED_OPTIONS = frozenset({"application_name", "connect_timeout"})
+_REFUSED_OPTIONS = frozenset(
+    [
+        "channel_binding",
+        "gssencmode",
+        "host",
+        "hostaddr",
+        "options",
+        "passfile",
+        "password",
+        "port",
+        "service",
+        "sslcert",
+        "sslcrl",
+        "sslkey",
+        "sslpassword",
+        "sslrootcert",
+        "target_session_attrs",
+        "user",
+    ]
+)
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionTarget:
+    """One database as one role. Equal targets may share a connection."""
+
+    host: str
+    port: int
+    database: str
+    user: str
+    password: SecretStr
+    """Empty when none is given."""
+    ssl_mode: SslMode
+    ca: str | None = None
+    """Certificates in PEM that verify-ca and verify-full trust; None means the system's."""
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}/{self.database} as {self.user}"
+
+
+def parse_url(url: str) -> ConnectionTarget:
+    """Read `postgresql://user:password@host:port/database?sslmode=…`.
+
+    Without sslmode: none to loopback, `require` elsewhere. Raises InvalidTarget, whose text never repeats the URL.
+    """
+    return _from_url(url, ssl_mode=None, ca=None)
+
+
+def target_from_secret(data: Mapping[str, str], *, database: str | None, ssl_mode: SslMode | None) -> ConnectionTarget:
+    """Read CloudNativePG's keys: host port dbname username (or user) password uri ca.crt.
+
+    `host` and its companions win over `uri`. `database` (of the resource) wins over both. Without `ssl_mode`:
+    verify-full with a CA, else require. Raises InvalidTarget that names the key, never its value.
+    """
+    ca = data.get("ca.crt") or None
+    mode = ssl_mode or (SslMode.VERIFY_FULL if ca else SslMode.REQUIRE)
+    if not data.get("host"):
+        if not data.get("uri"):
+            raise InvalidTarget("The Secret has neither a key 'host' nor a key 'uri'; give it one of them.")
+        return _from_url(data["uri"], ssl_mode=mode, ca=ca, database=database)
+    user = data.get("username") or data.get("user")
+    if not user:
+        raise InvalidTarget("The Secret has no key 'username' (or 'user').")
+    if "password" not in data:
+        raise InvalidTarget("The Secret has no key 'password'.")
+    name = database or data.get("dbname")
+    if not name:
+        raise InvalidTarget("The Secret has no key 'dbname'; add it, or set spec.database.")
+    return _checked(
+        host=data["host"],
+        port=data.get("port") or str(DEFAULT_PORT),
+        database=name,
+        user=user,
+        password=data["password"],
+        ssl_mode=mode,
+        ca=ca,
+    )
+
+
+def _from_url(url: str, *, ssl_mode: SslMode | None, ca: str | None, database: str | None = None) -> ConnectionTarget:
+    # Every error of the standard library's parser repeats its input, hence `from None` throughout.
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        host = parts.hostname
+    except ValueError:
+        raise InvalidTarget(
+            "The database URL cannot be read. Write postgresql://user:password@host:port/database "
+            "and percent-encode special characters in the password."
+        ) from None
+    if parts.scheme not in _SCHEMES:
+        raise InvalidTarget("The database URL must start with postgresql://.")
+    if not host or not parts.username or "," in parts.netloc.rpartition("@")[2]:
+        raise InvalidTarget(
+            "The database URL must name one user and one host: postgresql://user:password@host/database."
+        )
+    if parts.fragment:
+        raise InvalidTarget("The database URL holds a '#': percent-encode it as %23 if it belongs to the password.")
+    name = database or unquote(parts.path.removeprefix("/"))
+    if not name:
+        raise InvalidTarget("The database URL names no database: postgresql://user:password@host/database.")
+    asked = _ssl_mode_of(parts.query)
+    default = SslMode.DISABLE if _is_loopback(host) else SslMode.REQUIRE
+    return _checked(
+        host=host,
+        port=str(port or DEFAULT_PORT),
+        database=name,
+        user=unquote(parts.username),
+        password=unquote(parts.password or ""),
+        ssl_mode=ssl_mode or asked or default,
+        ca=ca,
+    )
+
+
+def _ssl_mode_of(query: str) -> SslMode | None:
+    mode: SslMode | None = None
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key in ("sslmode", "ssl"):
+            try:
+                mode = SslMode(value)
+            except ValueError:
+                allowed = ", ".join(str(m.value) for m in SslMode)
+                raise InvalidTarget(f"sslmode in the database URL must be one of {allowed}.") from None
+        elif key not in _IGNORED_OPTIONS:
+            # An unencoded '?' in a password makes its rest look like an option, so only known names are repeated.
+            shown = f"'{key}'" if key in _REFUSED_OPTIONS else "that is not known"
+            raise InvalidTarget(
+                f"The database URL has an option {shown}; only sslmode is supported. "
+                "Percent-encode a '?' that belongs to the password."
+            )
+    return mode
+
+
+def _checked(
+    *, host: str, port: str, database: str, user: str, password: str, ssl_mode: SslMode, ca: str | None
+) -> ConnectionTarget:
+    for key, value in (
+        ("host", host),
+        ("port", port),
+        ("dbname", database),
+        ("user", user),
+        ("password", password),
+    ):
+        if _CONTROL.search(value):
+            raise InvalidTarget(f"The {key} holds a control character (a line break at its end, perhaps).")
+    if not _HOST.fullmatch(host) and not _is_address(host):
+        raise InvalidTarget("The host must be one DNS name or IP address; sockets and lists are not supported.")
+    if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:  # noqa: PLR2004 - TCP's bound
+        raise InvalidTarget("The port must be a number from 1 to 65535.")
+    return ConnectionTarget(
+        host=host,
+        port=int(port),
+        database=database,
+        user=user,
+        password=SecretStr(password),
+        ssl_mode=ssl_mode,
+        ca=ca,
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)

@@ -1,0 +1,90 @@
+"""What the executor is asked to do: refresh one view for one slot or one request."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NewType
+
+from matview_operator.api.outcome import RefreshOutcome, RefreshReason
+from matview_operator.api.policy import Isolation
+from matview_operator.api.view import Concurrently
+from matview_operator.domain.lock_keys import LockKeys, lock_keys
+from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.view import GLOBAL, TenantToken, ViewName
+
+SlotId = NewType("SlotId", str)
+"""`slot:<instant>` or `request:<token>`: what the ledger knows a piece of work by."""
+
+_FUNCTION_NAMESPACE = uuid.UUID("5f0f9a0e-6a0c-5d43-9f3b-6a3cf7a1d5f2")
+"""Policy UIDs of runs that belong to no policy: the command line's and the Python functions'."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One attempt to refresh one view. Times are UTC, durations have their unit in the name."""
+
+    view: ViewName
+    tenant_id: str | None
+    isolation: Isolation
+    tenant_setting: str
+    concurrently: Concurrently
+    timeout_seconds: float
+    lock_timeout_millis: int | None
+    """None: the server's deadlock_timeout + 500 ms."""
+    allow_superuser: bool
+    policy_uid: uuid.UUID
+    slot_id: SlotId
+    due_at: datetime | None
+    """The slot on the operator's clock; None for a request, which no earlier run can cover."""
+    correlation_id: str
+
+    @property
+    def lock_token(self) -> TenantToken:
+        """Under Shared the view is everybody's, whatever tenant the policy is labelled with."""
+        if self.isolation is Isolation.TENANT and self.tenant_id is not None:
+            return TenantToken(self.tenant_id)
+        return GLOBAL
+
+    @property
+    def lock_keys(self) -> LockKeys:
+        """The keys of this run's own lock; the (view, GLOBAL) pair is taken besides."""
+        return lock_keys(str(self.view), None if self.lock_token == GLOBAL else self.lock_token)
+
+    def result(
+        self,
+        outcome: RefreshOutcome,
+        *,
+        started_at: datetime,
+        ended_at: datetime,
+        reason: RefreshReason | None = None,
+        message: str | None = None,
+    ) -> RefreshResult:
+        """The result of a run that has nothing to say of rows: a skip, a failure, an interruption."""
+        return RefreshResult(
+            view_name=str(self.view),
+            tenant_id=self.tenant_id,
+            correlation_id=self.correlation_id,
+            outcome=outcome,
+            started_at=started_at,
+            duration_ms=max(0, round((ended_at - started_at).total_seconds() * 1000)),
+            error_type=reason,
+            error_message=message,
+            lock_key_debug=str(self.lock_keys),
+        )
+
+
+def slot_id(instant: datetime) -> SlotId:
+    """Name the slot at this instant, the same in every process and after every restart."""
+    return SlotId(f"slot:{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
+
+
+def request_id(token: str) -> SlotId:
+    """Name the work of one request."""
+    return SlotId(f"request:{token}")
+
+
+def function_policy_uid(isolation: Isolation, token: TenantToken) -> uuid.UUID:
+    """The ledger's policy UID of the command line and the Python functions."""
+    return uuid.uuid5(_FUNCTION_NAMESPACE, f"{isolation.value}{token}")

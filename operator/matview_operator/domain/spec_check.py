@@ -1,0 +1,118 @@
+"""The rules of a spec once more, in the operator: for objects older than a rule, and what a schema cannot say.
+
+Each problem is one sentence that begins with the field and says what to do; it goes into a condition.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
+from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec, Schedule
+from matview_operator.api.scalar import CRON, SETTING, TIME_ZONE
+from matview_operator.domain.errors import InvalidName
+from matview_operator.domain.view import GLOBAL, IDENTIFIER_BYTES, ViewName
+
+RESERVED_SETTING = "app.execution_context"
+"""The operator sets it to say that a worker is at work; a tenant id in it would undo that."""
+
+_FIELDS = "minute hour day-of-month month day-of-week, as in */5 * * * *"
+_ANY_INSTANT = datetime(2024, 1, 1, tzinfo=UTC)
+"""Where the search for a matching date starts; the next 50 years hold every combination of date and weekday."""
+
+_UNPRINTABLE = {"Cc", "Cf", "Co", "Cs"}
+"""Without unassigned code points: the API server's Unicode tables may be newer than Python's."""
+
+
+def check_policy(spec: MatviewRefreshPolicySpec) -> list[str]:
+    """Return what is wrong with a policy's spec by itself, nothing if all is well."""
+    return [*_schedule(spec.schedule), *_tenant(spec), *_views(spec)]
+
+
+def check_timeouts(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) -> list[str]:
+    """Return which views ask for more time than their MatviewDatabase allows."""
+    return [
+        f"spec.views[{index}].timeoutSeconds: {view.timeout_seconds} is more than limits.timeoutSeconds of the "
+        f"MatviewDatabase, {limits.timeout_seconds}; lower it, or raise the limit."
+        for index, view in enumerate(spec.views)
+        if view.timeout_seconds is not None and view.timeout_seconds > limits.timeout_seconds
+    ]
+
+
+def check_database(spec: MatviewDatabaseSpec) -> list[str]:
+    """Return what is wrong with a database's spec by itself, nothing if all is well."""
+    if spec.database is None:
+        return []
+    problems = []
+    if "\0" in spec.database:
+        problems.append("spec.database: a PostgreSQL name cannot hold a NUL character.")
+    if len(spec.database.encode()) > IDENTIFIER_BYTES:
+        problems.append(f"spec.database: a PostgreSQL name has at most {IDENTIFIER_BYTES} bytes; shorten it.")
+    return problems
+
+
+def _schedule(schedule: Schedule) -> Iterator[str]:
+    match schedule.cron, schedule.every_seconds:
+        case None, None:
+            yield "spec.schedule: write cron or everySeconds; one of them is needed."
+        case str(), int():
+            yield "spec.schedule: cron and everySeconds exclude each other; remove one."
+    if schedule.cron is not None and (problem := _cron_problem(schedule.cron)):
+        yield f"spec.schedule.cron: {problem}"
+    if not _is_known_zone(schedule.time_zone):
+        yield (
+            "spec.schedule.timeZone: no such time zone in the IANA database; write one as in Etc/UTC or Europe/Berlin."
+        )
+
+
+def _cron_problem(cron: str) -> str | None:
+    if not re.fullmatch(CRON, cron):  # cronsim alone would take a sixth field, for seconds, and odd letters
+        return f"five fields are needed: {_FIELDS}."
+    try:
+        next(CronSim(cron, _ANY_INSTANT))
+    except CronSimError as error:
+        return f"{str(error).lower()}; the fields are {_FIELDS}."
+    except StopIteration:
+        return "no date matches it, ever; change the day of the month or the day of the week."
+    return None
+
+
+def _is_known_zone(key: str) -> bool:
+    if not re.fullmatch(TIME_ZONE, key):  # ZoneInfo looks keys up in the file system
+        return False
+    try:
+        ZoneInfo(key)
+    except (ValueError, KeyError, OSError):  # a malformed key or file; unknown; a directory such as "America"
+        return False
+    return True
+
+
+def _tenant(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
+    if spec.isolation is Isolation.TENANT and spec.tenant_id is None:
+        yield "spec.tenantId: isolation Tenant needs it; write whose views these are, or use isolation Shared."
+    if spec.tenant_id == GLOBAL:
+        yield "spec.tenantId: GLOBAL stands for no tenant; leave tenantId out."
+    elif any(unicodedata.category(character) in _UNPRINTABLE for character in spec.tenant_id or ""):
+        yield "spec.tenantId: only printable characters are allowed."
+    if not re.fullmatch(SETTING, spec.tenant_setting):
+        yield "spec.tenantSetting: write the name of a setting with a dot, as in app.current_tenant_id."
+    elif spec.tenant_setting.lower() == RESERVED_SETTING:
+        yield f"spec.tenantSetting: {RESERVED_SETTING} is the operator's own; use another setting."
+
+
+def _views(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
+    seen: set[tuple[str, str]] = set()
+    for index, view in enumerate(spec.views):
+        try:
+            ViewName(schema=view.schema_name, name=view.name)
+        except InvalidName as error:
+            yield f"spec.views[{index}]: {error}"
+        if (view.schema_name, view.name) in seen:
+            yield f"spec.views[{index}]: {view.schema_name}.{view.name} is listed twice; remove one."
+        seen.add((view.schema_name, view.name))
