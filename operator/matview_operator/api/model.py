@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from kube_custom_resource.schema import BaseModel, Nullable
 from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue  # noqa: TC002 - pydantic reads the annotations at run time
-from pydantic_core import CoreSchema  # noqa: TC002
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 GROUP = "matviews.skeldir.io"
 VERSION = "v1beta1"
@@ -40,9 +40,7 @@ class Model(BaseModel):
     )
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = super().__get_pydantic_json_schema__(core_schema, handler)
         schema.pop("description", None)
         return schema
@@ -54,9 +52,7 @@ class ClosedSet(StrEnum):
     """
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
         return {key: value for key, value in schema.items() if key not in ("title", "description")}
 
@@ -67,11 +63,7 @@ def _own_annotations(annotations: Any) -> Any:
     """
     if not isinstance(annotations, dict):
         return annotations
-    return {
-        key: value
-        for key, value in annotations.items()
-        if isinstance(key, str) and key.startswith(f"{GROUP}/")
-    }
+    return {key: value for key, value in annotations.items() if isinstance(key, str) and key.startswith(f"{GROUP}/")}
 
 
 class ObjectMeta(Model):
@@ -98,9 +90,7 @@ class CustomObject(Model):
     metadata: ObjectMeta
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = super().__get_pydantic_json_schema__(core_schema, handler)
         del schema["properties"]["metadata"]
         schema["required"].remove("metadata")

@@ -32,9 +32,7 @@ def rules(*each: dict[str, str]) -> dict[str, Any]:
 def _object_name(value: str) -> str:
     # Here and not in the checks of the whole spec: no request for another path may ever be built from it.
     if not re.fullmatch(OBJECT_NAME, value):
-        raise ValueError(
-            "must be the name of an object: lower-case letters, digits, '-' and '.', as in analytics-app"
-        )
+        raise ValueError("must be the name of an object: lower-case letters, digits, '-' and '.', as in analytics-app")
     return value
 
 
@@ -138,9 +136,7 @@ Reason = Annotated[
 word."""
 
 Message = Annotated[str, _cut(MESSAGE_CHARACTERS), Field(max_length=MESSAGE_CHARACTERS)]
-ConditionMessage = Annotated[
-    str, _cut(CONDITION_MESSAGE_CHARACTERS), Field(max_length=CONDITION_MESSAGE_CHARACTERS)
-]
+ConditionMessage = Annotated[str, _cut(CONDITION_MESSAGE_CHARACTERS), Field(max_length=CONDITION_MESSAGE_CHARACTERS)]
 Token = Annotated[str, Field(max_length=128)]
 """A request's token or a correlation id."""
 

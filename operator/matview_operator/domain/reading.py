@@ -86,7 +86,7 @@ def _checked(found: Object, problems: Sequence[str]) -> Object:
 
 def _salvage(model: type[Status], raw: object) -> Status:
     """Drop what does not fit, the single item of a list or else the whole field, and keep the rest."""
-    kept: dict[str, Any] = {key: value for key, value in raw.items()} if isinstance(raw, dict) else {}
+    kept: dict[str, Any] = dict(raw) if isinstance(raw, dict) else {}
     try:
         return model.model_validate(kept)
     except ValidationError as error:
@@ -104,9 +104,13 @@ def _salvage(model: type[Status], raw: object) -> Status:
 
 def _in_words(error: ValidationError, *, root: str = "") -> list[str]:
     """Say what does not fit, where, and what would; without the value, which may be long or secret."""
+    details = error.errors(include_url=False, include_input=False)
+    # A list whose entries are wrong is called too short as well: say it once, where it can be mended.
+    covered = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
     return [
         f"{_path(root, detail['loc'])}: {_WORDS.get(detail['type'], _other)(detail)}."
-        for detail in error.errors(include_url=False, include_input=False)
+        for detail in details
+        if detail["loc"] not in covered
     ]
 
 
@@ -136,7 +140,7 @@ _WORDS: Mapping[str, Callable[[ErrorDetails], str]] = {
     "string_type": _says("must be text; put it in quotes"),
     "string_too_short": _says("must have at least {min_length} characters"),
     "string_too_long": _says("must have at most {max_length} characters"),
-    "too_short": _says("must have at least {min_length} entries"),
+    "too_short": _says("must not be empty"),
     "too_long": _says("must have at most {max_length} entries"),
     "greater_than_equal": _says("must be at least {ge}"),
     "less_than_equal": _says("must be at most {le}"),
