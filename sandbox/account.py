@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import shutil
+import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import psutil
 
-SHARED_FOLDER = Path("/var/tmp")  # noqa: S108 - every folder in it is made by mkdtemp
+# Every folder in these two is made by mkdtemp.
+_DISK = Path("/var/tmp")  # noqa: S108
+_MEMORY = Path("/dev/shm")  # noqa: S108
+_MEMORY_BYTES = 2_000_000_000
 _PREFIX = "matview-sandbox-"
 
 
@@ -37,21 +41,29 @@ def server_account() -> Account | None:
 class ServerHome:
     """A folder that a server's account can reach: in the given folder, or for root under /var/tmp.
 
-    Owned by whoever created it, who calls `remove`; what a SIGKILL left behind goes with the next `create`.
+    Owned by whoever created it, who calls `remove`. What a SIGKILL left behind outside the given folder goes with
+    the next `create`.
     """
 
     path: Path
     account: Account | None
 
     @classmethod
-    def create(cls, *, name: str, directory: Path) -> ServerHome:
-        """Make an empty home; `directory` is where it lies unless root has to look elsewhere."""
+    def create(cls, *, name: str, directory: Path, in_memory: bool = False) -> ServerHome:
+        """Make an empty home; `directory` is where it lies unless root has to look elsewhere.
+
+        `in_memory` wishes for a file system in memory, and is granted where there is one with enough room.
+        """
         account = server_account()
-        if account is None:
+        if in_memory and _memory_is_usable():
+            shared = _MEMORY
+        elif account is not None:
+            shared = _DISK
+        else:
             directory.mkdir(parents=True, exist_ok=True)
             return cls(path=Path(tempfile.mkdtemp(prefix=f"{name}-", dir=directory)), account=None)
-        _sweep_abandoned()
-        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{name}-", dir=SHARED_FOLDER))
+        _sweep_abandoned(shared)
+        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{name}-", dir=shared))
         # Others may pass through it; what is in it is the server's alone.
         path.chmod(0o755)
         return cls(path=path, account=account)
@@ -70,10 +82,28 @@ class ServerHome:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _sweep_abandoned() -> None:
-    """Remove homes whose owner died without a chance to do it (the name holds its process id)."""
-    for folder in SHARED_FOLDER.glob(f"{_PREFIX}*"):
+def reachable(path: Path) -> bool:
+    """Tell whether every account can read and enter (or run) `path`, which nobody can in a closed home."""
+    everyone = stat.S_IROTH | stat.S_IXOTH
+    may_enter = all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents)
+    return may_enter and path.stat().st_mode & everyone == everyone
+
+
+def _memory_is_usable() -> bool:
+    # Containers often mount it without the right to run programs in it, or with 64 MB.
+    return (
+        _MEMORY.is_dir()
+        and os.access(_MEMORY, os.W_OK)
+        and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
+        and shutil.disk_usage(_MEMORY).free >= _MEMORY_BYTES
+    )
+
+
+def _sweep_abandoned(shared: Path) -> None:
+    """Remove our homes whose owner died without a chance to do it (the name holds its process id)."""
+    for folder in shared.glob(f"{_PREFIX}*"):
         match = re.match(rf"{_PREFIX}(\d+)-", folder.name)
         with suppress(OSError):
-            if match and folder.lstat().st_uid == 0 and not psutil.pid_exists(int(match[1])):
+            ours = folder.lstat().st_uid == os.geteuid()
+            if match and ours and not psutil.pid_exists(int(match[1])):
                 shutil.rmtree(folder, ignore_errors=True)

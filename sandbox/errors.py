@@ -5,7 +5,7 @@ class SandboxError(Exception):
     """A server of the sandbox could not be prepared, started or stopped."""
 
 
-class MissingPart(SandboxError):  # noqa: N818 - reads as the fact it states
+class MissingPart(SandboxError):
     """A program that this machine lacks; the text names it, its Debian package and how to get it."""
 
     def __init__(self, *, part: str, package: str, hint: str | None = None) -> None:

