@@ -94,8 +94,8 @@ async def transaction(url: str) -> AsyncIterator[AsyncConnection]:
                 yield connection
                 await connection.commit()
             except BaseException:
-                # The server rolls back when we are gone. SQLAlchemy would send ROLLBACK and wait for an answer, for ever
-                # if the peer is silent, unless it knows that there is no connection any more.
+                # The server rolls back when we are gone. SQLAlchemy would send ROLLBACK and wait for an answer, for
+                # ever if the peer is silent, unless it knows that there is no connection any more.
                 await close(raw)
                 await connection.invalidate()
                 raise
