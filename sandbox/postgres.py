@@ -116,8 +116,7 @@ class PostgresServer:
 
     def url(self, *, user: str, password: str, database: str) -> str:
         """Return a URL of this server with its parts quoted."""
-        credentials = f"{quote(user, safe='')}:{quote(password, safe='')}"
-        return f"postgresql://{credentials}@127.0.0.1:{self.port}/{quote(database, safe='')}"
+        return loopback_url(port=self.port, user=user, password=password, database=database)
 
     def resume(self) -> None:
         """Start the server again after `halt`, with its data and on its port; nothing happens if it runs."""
@@ -213,6 +212,12 @@ class PostgresServer:
         except FileNotFoundError:
             return False
         return lines[:1] == [str(self.pid)] and [line.strip() for line in lines[7:]] == ["ready"]
+
+
+def loopback_url(*, port: int, user: str, password: str, database: str) -> str:
+    """Return a URL for 127.0.0.1; whatever the parts hold, they are quoted."""
+    credentials = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    return f"postgresql://{credentials}@127.0.0.1:{port}/{quote(database, safe='')}"
 
 
 def _quoted(value: Setting) -> str:
