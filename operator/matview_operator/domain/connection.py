@@ -42,6 +42,8 @@ _REFUSED_OPTIONS = frozenset(
 )
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+"""What Python makes of an environment's or command line's bytes that are not UTF-8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,8 @@ def _checked(
     ):
         if _CONTROL.search(value):
             raise InvalidTarget(f"The {key} holds a control character (a line break at its end, perhaps).")
+        if _NOT_UTF8.search(value):
+            raise InvalidTarget(f"The {key} is not valid UTF-8.")
     if not _HOST.fullmatch(host) and not _is_address(host):
         raise InvalidTarget("The host must be one DNS name or IP address; sockets and lists are not supported.")
     if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:  # noqa: PLR2004 - TCP's bound

@@ -13,6 +13,10 @@ class InvalidName(MatviewError):
     """A view name that PostgreSQL could not mean."""
 
 
+class InvalidRequest(MatviewError):
+    """Arguments of a refresh that nobody could mean: a tenant, a correlation id, a timeout."""
+
+
 class InvalidTarget(MatviewError):
     """A connection URL or Secret that does not say how to reach a database. The text names keys, never values."""
 

@@ -42,10 +42,8 @@ class Run:
 
     @property
     def lock_token(self) -> TenantToken:
-        """Under Shared the view is everybody's, whatever tenant the policy is labelled with."""
-        if self.isolation is Isolation.TENANT and self.tenant_id is not None:
-            return TenantToken(self.tenant_id)
-        return GLOBAL
+        """Whose lock this run takes."""
+        return lock_token(self.isolation, self.tenant_id)
 
     @property
     def lock_keys(self) -> LockKeys:
@@ -73,6 +71,11 @@ class Run:
             error_message=message,
             lock_key_debug=str(self.lock_keys),
         )
+
+
+def lock_token(isolation: Isolation, tenant_id: str | None) -> TenantToken:
+    """Under Shared the view is everybody's, whatever tenant the policy is labelled with."""
+    return GLOBAL if isolation is Isolation.SHARED or tenant_id is None else TenantToken(tenant_id)
 
 
 def slot_id(instant: datetime) -> SlotId:

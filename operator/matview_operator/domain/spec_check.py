@@ -6,7 +6,6 @@ Each problem is one sentence that begins with the field and says what to do; it 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -17,6 +16,7 @@ from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec, Schedule
 from matview_operator.api.scalar import CRON, SETTING, TIME_ZONE
 from matview_operator.domain.errors import InvalidName
+from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import GLOBAL, IDENTIFIER_BYTES, ViewName
 
 RESERVED_SETTING = "app.execution_context"
@@ -25,9 +25,6 @@ RESERVED_SETTING = "app.execution_context"
 _FIELDS = "minute hour day-of-month month day-of-week, as in */5 * * * *"
 _ANY_INSTANT = datetime(2024, 1, 1, tzinfo=UTC)
 """Where the search for a matching date starts; the next 50 years hold every combination of date and weekday."""
-
-_UNPRINTABLE = {"Cc", "Cf", "Co", "Cs"}
-"""Without unassigned code points: the API server's Unicode tables may be newer than Python's."""
 
 
 def check_policy(spec: MatviewRefreshPolicySpec) -> list[str]:
@@ -98,7 +95,7 @@ def _tenant(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
         yield "spec.tenantId: isolation Tenant needs it; write whose views these are, or use isolation Shared."
     if spec.tenant_id == GLOBAL:
         yield "spec.tenantId: GLOBAL stands for no tenant; leave tenantId out."
-    elif any(unicodedata.category(character) in _UNPRINTABLE for character in spec.tenant_id or ""):
+    elif not is_printable(spec.tenant_id or ""):
         yield "spec.tenantId: only printable characters are allowed."
     if not re.fullmatch(SETTING, spec.tenant_setting):
         yield "spec.tenantSetting: write the name of a setting with a dot, as in app.current_tenant_id."

@@ -33,14 +33,26 @@ class ViewName:
         for part in (self.schema, self.name):
             if not part or "\0" in part:
                 raise InvalidName("A schema or view name must not be empty or hold a NUL character.")
-            if len(part.encode()) > IDENTIFIER_BYTES:
-                raise InvalidName(
-                    f"The name {part[:20]}… has {len(part.encode())} bytes; PostgreSQL keeps {IDENTIFIER_BYTES}."
-                )
+            try:
+                size = len(part.encode())
+            except UnicodeEncodeError:  # half a surrogate pair: an argument that is not UTF-8
+                raise InvalidName("A schema or view name must be valid UTF-8.") from None
+            if size > IDENTIFIER_BYTES:
+                raise InvalidName(f"The name {part[:20]}… has {size} bytes; PostgreSQL keeps {IDENTIFIER_BYTES}.")
 
     def __str__(self) -> str:
         """The raw form that results, logs and lock keys use: the bare name for schema public, else schema.name."""
         return self.name if self.schema == "public" else f"{self.schema}.{self.name}"
+
+    @classmethod
+    def from_raw(cls, text: str) -> ViewName:
+        """Read what `str` writes: `schema.name`, literal and unquoted, or a bare name for schema public.
+
+        The first dot ends the schema, so a name with dots in schema public is written `public.a.b`.
+        Raises InvalidName.
+        """
+        schema, dot, name = text.partition(".")
+        return cls(schema, name) if dot else cls("public", text)
 
     @classmethod
     def from_sql(cls, text: str) -> ViewName:

@@ -1,0 +1,58 @@
+"""The preflight: connect and look up, take no lock, change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+
+from matview_operator.adapters.postgres import queries
+from matview_operator.adapters.postgres.session import Session, view_facts
+from matview_operator.adapters.postgres.sqlstate import problem_of
+from matview_operator.api.policy import Isolation
+from matview_operator.domain.connection import ConnectionTarget
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.inspection import Inspection, ViewCheck
+from matview_operator.domain.mode import ModeChoice
+from matview_operator.domain.preflight import check_view, hazard_problem
+from matview_operator.domain.server import ServerFacts, check_server
+
+INSPECTION_SECONDS = 30.0
+"""For all the views of one database together."""
+
+
+class Inspector:
+    """Answers whether views could be refreshed, over one connection."""
+
+    async def inspect(
+        self, *, target: ConnectionTarget, checks: Iterable[ViewCheck], allow_superuser: bool
+    ) -> Inspection:
+        """Look at the server and at every view. Raises Problem when the server itself is the obstacle."""
+        try:
+            async with asyncio.timeout(INSPECTION_SECONDS):
+                session = await Session.open(target)
+                try:
+                    identity = await session.row(queries.IDENTITY)
+                    assert identity is not None  # a select without from has one row
+                    facts = replace(session.facts, system_identifier=str(identity.system_identifier))
+                    check_server(facts, allow_superuser=allow_superuser)
+                    answers = {check: await _answer(session, facts, check) for check in dict.fromkeys(checks)}
+                    return Inspection(server=facts, answers=answers)
+                finally:
+                    await session.close()
+        except (Problem, TimeoutError, OSError, *queries.DRIVER_ERRORS) as error:
+            raise problem_of(error) from None
+
+
+async def _answer(session: Session, facts: ServerFacts, check: ViewCheck) -> ModeChoice | Problem:
+    row = await session.row(queries.LOOKUP, check.view.schema, check.view.name, False)
+    found = view_facts(row)
+    try:
+        choice = check_view(check.view, found, concurrently=check.concurrently, server=facts)
+    except Problem as problem:
+        return problem
+    if check.isolation is Isolation.SHARED and found is not None:
+        hazards = await session.hazards(found.oid)
+        if hazards:
+            return hazard_problem(check.view, hazards)
+    return choice

@@ -1,0 +1,30 @@
+"""What a preflight asks of a database and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from matview_operator.api.policy import Isolation
+from matview_operator.api.view import Concurrently
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.mode import ModeChoice
+from matview_operator.domain.server import ServerFacts
+from matview_operator.domain.view import ViewName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewCheck:
+    """One question: could this view be refreshed in this way? Equal questions are asked once."""
+
+    view: ViewName
+    concurrently: Concurrently
+    isolation: Isolation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """The answers of one connection."""
+
+    server: ServerFacts
+    answers: Mapping[ViewCheck, ModeChoice | Problem]

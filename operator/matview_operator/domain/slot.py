@@ -1,0 +1,85 @@
+"""A slot or a request on its way, and what came of it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from matview_operator.api.outcome import RefreshOutcome
+from matview_operator.domain.result import FAILURES, RefreshResult
+from matview_operator.domain.run import SlotId, request_id, slot_id
+from matview_operator.domain.view import ViewName
+
+_FRESH = frozenset({RefreshOutcome.SUCCESS, RefreshOutcome.SKIPPED_COVERED, RefreshOutcome.SKIPPED_UNCHANGED})
+_FROM_WORST = (
+    RefreshOutcome.FAILED,
+    RefreshOutcome.REJECTED_BY_GUARD,
+    RefreshOutcome.UNKNOWN,
+    RefreshOutcome.INTERRUPTED,
+    RefreshOutcome.SKIPPED_UPSTREAM,
+    RefreshOutcome.SKIPPED_LOCK_HELD,
+    RefreshOutcome.SUCCESS,
+    RefreshOutcome.SKIPPED_COVERED,
+    RefreshOutcome.SKIPPED_UNCHANGED,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A piece of work for one policy: a scheduled instant, or a request by its token."""
+
+    due_at: datetime
+    deadline: datetime
+    """Not started later than this; a held lock is tried again until then."""
+    request: str | None = None
+
+    @property
+    def id(self) -> SlotId:
+        """The name of this work in the ledger."""
+        return slot_id(self.due_at) if self.request is None else request_id(self.request)
+
+    def correlation_id(self, policy_uid: uuid.UUID) -> str:
+        """One per slot and the same after a restart; a request's is its token."""
+        return self.request or str(uuid.uuid5(policy_uid, self.id))
+
+
+def scheduled(slot_time: datetime, *, starting_deadline_seconds: int) -> Slot:
+    """The slot of a schedule at this instant."""
+    return Slot(due_at=slot_time, deadline=slot_time + timedelta(seconds=starting_deadline_seconds))
+
+
+def requested(token: str, *, now: datetime, starting_deadline_seconds: int) -> Slot:
+    """The work that a request asks for, due now."""
+    return Slot(due_at=now, deadline=now + timedelta(seconds=starting_deadline_seconds), request=token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotReport:
+    """What came of one slot, all views ended, in the policy's order."""
+
+    slot: Slot
+    correlation_id: str
+    started_at: datetime
+    ended_at: datetime
+    results: tuple[tuple[ViewName, RefreshResult], ...]
+
+    @property
+    def worst(self) -> RefreshResult:
+        """The result that stands for the slot."""
+        return min((result for _, result in self.results), key=lambda result: _FROM_WORST.index(result.outcome))
+
+    @property
+    def failed(self) -> int:
+        """How many views failed; a skip is no failure."""
+        return sum(result.outcome in FAILURES for _, result in self.results)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether every view is known to be current as of this slot."""
+        return all(is_fresh(result.outcome) for _, result in self.results)
+
+
+def is_fresh(outcome: RefreshOutcome) -> bool:
+    """Whether after this outcome the rows are known to be current."""
+    return outcome in _FRESH

@@ -1,0 +1,197 @@
+"""The status of a policy: a document that slots, missed slots and preflights fold into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.policy import MatviewRefreshPolicySpec
+from matview_operator.api.policy_status import HistoryEntry, MatviewRefreshPolicyStatus, ViewStatus
+from matview_operator.domain.conditions import (
+    FAILED_SLOTS_UNTIL_NOT_READY,
+    FRESH,
+    READY,
+    RECONCILING,
+    Statement,
+    merge,
+    not_ready,
+    statement_of,
+)
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.result import FAILURES, RefreshResult
+from matview_operator.domain.schedule import Timetable
+from matview_operator.domain.slot import SlotReport, is_fresh
+from matview_operator.domain.view import ViewName
+
+_NOT_YET_RUN = Statement(FRESH, "Unknown", "NotYetRun", "No slot has ended yet; the first is at status.nextSlotTime.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What is known of a policy besides its runs."""
+
+    generation: int
+    problem: Problem | None
+    """What the preflight, or the spec itself, found wrong."""
+    note: str | None = None
+    """What works, but not as one would wish: a view that is refreshed in blocking mode."""
+    suspended: bool = False
+    working_on: str | None = None
+    """The request that is being answered."""
+
+
+def views_of(spec: MatviewRefreshPolicySpec) -> list[ViewName]:
+    """The policy's views, in its order."""
+    return [ViewName(view.schema_name, view.name) for view in spec.views]
+
+
+def after_slot(
+    status: MatviewRefreshPolicyStatus, report: SlotReport, *, history_limit: int
+) -> MatviewRefreshPolicyStatus:
+    """Fold in a slot whose views have all ended. Conditions follow by `with_conditions`."""
+    former = {(view.schema_name, view.name): view for view in status.views}
+    views = tuple(_view_status(former.get((view.schema, view.name)), view, result) for view, result in report.results)
+    worst, slot = report.worst, report.slot
+    entry = HistoryEntry(
+        slot_time=None if slot.request is not None else slot.due_at,
+        request=slot.request,
+        outcome=worst.outcome,
+        started_at=report.started_at,
+        duration_ms=round((report.ended_at - report.started_at).total_seconds() * 1000),
+        views=len(report.results),
+        failed=report.failed,
+        message=worst.error_message,
+        correlation_id=report.correlation_id,
+    )
+    failures = status.consecutive_failures or 0
+    changes: dict[str, object] = {
+        "views": views,
+        "history": (entry, *status.history)[:history_limit],
+        "consecutive_failures": failures + 1 if report.failed else 0 if report.fresh else failures,
+    }
+    if report.fresh:
+        changes["last_success_time"] = report.ended_at
+    if slot.request is not None:
+        changes["last_handled_request"] = slot.request
+    else:
+        changes["last_slot_time"] = max(slot.due_at, status.last_slot_time or slot.due_at)
+    return status.model_copy(update=changes)
+
+
+def after_missed(status: MatviewRefreshPolicyStatus, *, newest: datetime, count: int) -> MatviewRefreshPolicyStatus:
+    """Fold in slots that were not run; the newest of them counts as handled, so that it is never replayed."""
+    return status.model_copy(
+        update={
+            "missed_slots": (status.missed_slots or 0) + count,
+            "last_slot_time": max(newest, status.last_slot_time or newest),
+        }
+    )
+
+
+def fresh_after(report: SlotReport) -> Statement:
+    """What Fresh says after a slot."""
+    if report.fresh:
+        return Statement(FRESH, "True", "Refreshed", f"Every view was verified by run {report.correlation_id}.")
+    view, result = next((view, result) for view, result in report.results if result.outcome is report.worst.outcome)
+    return Statement(
+        FRESH, "False", result.error_type or result.outcome.value, f"{view}: {result.error_message or result.outcome}"
+    )
+
+
+def fresh_after_missed(newest: datetime, *, why: str) -> Statement:
+    """What Fresh says when the newest due slot was not run."""
+    return Statement(FRESH, "False", "SlotMissed", f"The slot of {newest:%Y-%m-%dT%H:%M:%SZ} was missed: {why}")
+
+
+def with_conditions(
+    status: MatviewRefreshPolicyStatus,
+    standing: Standing,
+    *,
+    timetable: Timetable | None,
+    next_slot: datetime | None,
+    now: datetime,
+    fresh: Statement | None = None,
+) -> MatviewRefreshPolicyStatus:
+    """Bring conditions and the schedule's fields up to date. Without `fresh` that condition is said again."""
+    statements = [
+        *_readiness(status, standing),
+        fresh or statement_of(status.conditions, FRESH) or _NOT_YET_RUN,
+    ]
+    if standing.working_on is not None:
+        statements.append(
+            Statement(RECONCILING, "True", "RefreshRequested", f"Working on request {standing.working_on}.")
+        )
+    return status.model_copy(
+        update={
+            "observed_generation": standing.generation,
+            "conditions": merge(status.conditions, statements, generation=standing.generation, now=now),
+            "schedule": None if timetable is None else timetable.describe(),
+            "next_slot_time": next_slot,
+        }
+    )
+
+
+def for_views(status: MatviewRefreshPolicyStatus, views: Sequence[ViewName]) -> MatviewRefreshPolicyStatus:
+    """Forget views that the policy names no longer."""
+    named = {(view.schema, view.name) for view in views}
+    kept = tuple(view for view in status.views if (view.schema_name, view.name) in named)
+    return status if len(kept) == len(status.views) else status.model_copy(update={"views": kept})
+
+
+def oldest_verified(status: MatviewRefreshPolicyStatus, spec: MatviewRefreshPolicySpec) -> datetime | None:
+    """Since when the stalest view of the policy is known to be current; None while one never was."""
+    verified = {(view.schema_name, view.name): view.verified_at for view in status.views}
+    times = [verified.get((view.schema, view.name)) for view in views_of(spec)]
+    known = [time for time in times if time is not None]
+    return min(known) if len(known) == len(times) else None
+
+
+def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[Statement]:
+    if standing.problem is not None:
+        return not_ready(standing.problem.reason, standing.problem.message)
+    if (status.consecutive_failures or 0) >= FAILED_SLOTS_UNTIL_NOT_READY:
+        failing = next((view for view in status.views if view.consecutive_failures), None)
+        if failing is not None:
+            return not_ready(
+                RefreshReason(failing.reason) if failing.reason in _REASONS else RefreshReason.INTERNAL_ERROR,
+                f"{status.consecutive_failures} slots in a row failed. {failing.name}: {failing.message or ''}",
+            )
+    if standing.suspended:
+        return [Statement(READY, "True", "Suspended", "The schedule is suspended; requested refreshes still run.")]
+    if standing.note is not None:
+        return [Statement(READY, "True", "BlockingRefresh", standing.note)]
+    return [Statement(READY, "True", "Scheduled", "The views can be refreshed; see status.nextSlotTime.")]
+
+
+_REASONS = frozenset(reason.value for reason in RefreshReason)
+
+
+def _view_status(former: ViewStatus | None, view: ViewName, result: RefreshResult) -> ViewStatus:
+    failures = 0 if former is None else former.consecutive_failures or 0
+    if result.outcome in FAILURES:
+        failures += 1
+    elif is_fresh(result.outcome):
+        failures = 0
+    # What a run did not find out is still true of the view: how old its rows are, how large it is.
+    lasting = {
+        name: getattr(result, name) if getattr(result, name) is not None or former is None else getattr(former, name)
+        for name in ("data_as_of", "verified_at", "estimated_rows", "size_bytes")
+    }
+    return ViewStatus(
+        schema_name=view.schema,
+        name=view.name,
+        outcome=result.outcome,
+        reason=result.error_type,
+        message=result.error_message,
+        mode=result.mode,
+        correlation_id=result.correlation_id,
+        started_at=result.started_at,
+        duration_ms=result.duration_ms,
+        rows_inserted=result.rows_inserted,
+        rows_deleted=result.rows_deleted,
+        attempts=result.attempts,
+        consecutive_failures=failures,
+        **lasting,
+    )

@@ -1,0 +1,143 @@
+"""What the engine needs of the world, as Protocols. Adapters fit them without knowing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple, Protocol
+
+from matview_operator.api.database import MatviewDatabaseStatus
+from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
+from matview_operator.domain.conditions import Transition
+from matview_operator.domain.connection import ConnectionTarget
+from matview_operator.domain.errors import MatviewError
+from matview_operator.domain.inspection import Inspection, ViewCheck
+from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.run import Run
+
+Status = MatviewRefreshPolicyStatus | MatviewDatabaseStatus
+
+
+class Key(NamedTuple):
+    """An object's place in the cluster, until it is deleted."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectRef:
+    """One object, this very one: another of the same name has another UID."""
+
+    kind: Literal["MatviewRefreshPolicy", "MatviewDatabase"]
+    key: Key
+    uid: str
+
+
+class ObjectGone(MatviewError):
+    """The object was deleted, or another took its name."""
+
+
+class StatusRefused(MatviewError):
+    """The API server will never take this document; trying again is useless."""
+
+
+class ApiUnavailable(MatviewError):
+    """The API server could not be asked, or asks to wait."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds, if the server named them."""
+
+
+class StatusConflict(MatviewError):
+    """The object changed since it was last seen."""
+
+    def __init__(self, *, resource_version: str, stored: object) -> None:
+        super().__init__("the object changed meanwhile")
+        self.resource_version = resource_version
+        self.stored = stored
+        """The object as it is now, raw."""
+
+
+class Executor(Protocol):
+    """Refreshes one view."""
+
+    async def refresh(self, *, target: ConnectionTarget, run: Run) -> RefreshResult:
+        """Never raises but CancelledError; ends within the run's timeout + 5 s."""
+        ...
+
+
+class Inspector(Protocol):
+    """Looks at a database without touching it."""
+
+    async def inspect(
+        self, *, target: ConnectionTarget, checks: Iterable[ViewCheck], allow_superuser: bool
+    ) -> Inspection:
+        """Raises Problem when the server itself is the obstacle."""
+        ...
+
+
+class Secrets(Protocol):
+    """Reads one Secret at use; nothing is kept."""
+
+    async def read(self, *, namespace: str, name: str) -> Mapping[str, str]:
+        """Return the decoded data; raises Problem."""
+        ...
+
+
+class StatusWriter(Protocol):
+    """Writes the status subresource."""
+
+    async def write(self, ref: ObjectRef, status: Status, *, resource_version: str) -> str:
+        """Return the new resourceVersion; raises ObjectGone, StatusConflict, StatusRefused or ApiUnavailable."""
+        ...
+
+
+class Events(Protocol):
+    """Writes Kubernetes events, best effort, without making the caller wait."""
+
+    def record(self, ref: ObjectRef, transition: Transition) -> None:
+        """Queue one event."""
+        ...
+
+
+class Metrics(Protocol):
+    """Counts what happens."""
+
+    def run_ended(self, key: Key, result: RefreshResult) -> None:
+        """Count one run of one view by outcome and reason, and how long it took."""
+        ...
+
+    def slot_started(self, *, lag_seconds: float) -> None:
+        """Observe how long after its due time a slot was taken up."""
+        ...
+
+    def slots_missed(self, key: Key, count: int) -> None:
+        """Count slots that were not run."""
+        ...
+
+    def policy_gone(self, key: Key) -> None:
+        """Drop the series of a deleted policy."""
+        ...
+
+
+class Clock(Protocol):
+    """The wall clock; virtual in tests."""
+
+    def now(self) -> datetime:
+        """The time, in UTC."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """The time, in UTC."""
+        return datetime.now(UTC)

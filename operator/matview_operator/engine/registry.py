@@ -1,0 +1,147 @@
+"""The policies and databases that exist, as the API server last said."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from matview_operator.api.condition import Condition
+from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseStatus
+from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec
+from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.schedule import Timetable
+from matview_operator.domain.sharing import sharing_problem
+from matview_operator.domain.status import Standing, views_of
+from matview_operator.domain.view import GLOBAL, TenantToken, ViewName
+from matview_operator.engine.ports import Key, ObjectRef
+
+
+@dataclass(slots=True, kw_only=True)
+class Policy:
+    """One policy. `spec` is None while it is invalid; then `problem` says why."""
+
+    ref: ObjectRef
+    generation: int
+    created_at: datetime
+    spec: MatviewRefreshPolicySpec | None
+    problem: Problem | None = None
+    """What the spec or the newest preflight found wrong."""
+    note: str | None = None
+    status: MatviewRefreshPolicyStatus
+    request: str | None = None
+    """The value of the requestedAt annotation."""
+    working_on: str | None = None
+    since: datetime | None = None
+    """Slots at or before this instant are not this policy's: it was created, changed or resumed then."""
+
+    @property
+    def key(self) -> Key:
+        """Namespace and name."""
+        return self.ref.key
+
+    @property
+    def uid(self) -> uuid.UUID:
+        """The UID, by which the ledger knows the policy."""
+        return uuid.UUID(self.ref.uid)
+
+    @property
+    def database_key(self) -> Key | None:
+        """The MatviewDatabase it names, of the same namespace always."""
+        return None if self.spec is None else Key(self.ref.key.namespace, self.spec.database_ref.name)
+
+    @property
+    def timetable(self) -> Timetable | None:
+        """Its slots; None while the spec is invalid."""
+        return None if self.spec is None else Timetable(schedule=self.spec.schedule)
+
+    @property
+    def lock_token(self) -> TenantToken:
+        """What its runs are locked by, beside the view."""
+        if self.spec is not None and self.spec.isolation is Isolation.TENANT and self.spec.tenant_id is not None:
+            return TenantToken(self.spec.tenant_id)
+        return GLOBAL
+
+    def standing(self) -> Standing:
+        """What its conditions are made of."""
+        return Standing(
+            generation=self.generation,
+            problem=self.problem,
+            note=self.note,
+            suspended=self.spec is not None and self.spec.suspend,
+            working_on=self.working_on,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Database:
+    """One MatviewDatabase. `spec` is None while it is invalid; then `problem` says why."""
+
+    ref: ObjectRef
+    generation: int
+    spec: MatviewDatabaseSpec | None
+    problem: Problem | None = None
+    status: MatviewDatabaseStatus
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Its conditions as last computed."""
+        return self.status.conditions
+
+
+@dataclass(slots=True)
+class Registry:
+    """Who exists, and who shares a view. The newest resourceVersion of each object is kept for status writes."""
+
+    policies: dict[Key, Policy] = field(default_factory=dict)
+    databases: dict[Key, Database] = field(default_factory=dict)
+    resource_versions: dict[str, str] = field(default_factory=dict)
+    """By UID."""
+    _by_database: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    _by_view: dict[tuple[Key, ViewName], dict[Key, TenantToken]] = field(default_factory=lambda: defaultdict(dict))
+
+    def add_policy(self, policy: Policy) -> None:
+        """Add it, or put it in the place of its former self."""
+        self.remove_policy(policy.key)
+        self.policies[policy.key] = policy
+        if policy.database_key is not None:
+            self._by_database[policy.database_key].add(policy.key)
+        for place in _places(policy):
+            self._by_view[place][policy.key] = policy.lock_token
+
+    def remove_policy(self, key: Key) -> Policy | None:
+        """Forget it, and return what it was."""
+        policy = self.policies.pop(key, None)
+        if policy is not None and policy.database_key is not None:
+            self._by_database[policy.database_key].discard(key)
+            for place in _places(policy):
+                self._by_view[place].pop(key, None)
+                if not self._by_view[place]:
+                    del self._by_view[place]
+        return policy
+
+    def policies_of(self, database: Key) -> list[Policy]:
+        """The policies that name this database."""
+        return [self.policies[key] for key in self._by_database.get(database, ())]
+
+    def sharing_problem(self, policy: Policy) -> Problem | None:
+        """Whether another policy makes it unsafe to refresh one of its views."""
+        for place in _places(policy):
+            others = {key: token for key, token in self._by_view[place].items() if key != policy.key}
+            problem = sharing_problem(place[1], policy.lock_token, others)
+            if problem is not None:
+                return problem
+        return None
+
+    def sharers(self, policy: Policy) -> set[Key]:
+        """The other policies that name one of its views."""
+        return {key for place in _places(policy) for key in self._by_view.get(place, ())} - {policy.key}
+
+
+def _places(policy: Policy) -> Iterator[tuple[Key, ViewName]]:
+    if policy.spec is not None and policy.database_key is not None:
+        for view in views_of(policy.spec):
+            yield policy.database_key, view

@@ -1,0 +1,63 @@
+"""One heap for every policy's next due time. A policy has one entry at most."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from datetime import datetime
+
+from matview_operator.engine.ports import Clock, Key
+
+LONGEST_SLEEP_SECONDS = 1.0
+"""The wall clock is looked at this often, so that one that is set forward delays nothing for long."""
+
+
+class Timers:
+    """Calls `fire(key, due)` when an entry is due, in order of due time. `fire` must not block."""
+
+    def __init__(self, *, clock: Clock, fire: Callable[[Key, datetime], None]) -> None:
+        self._clock = clock
+        self._fire = fire
+        self._due: dict[Key, datetime] = {}
+        # Entries that were replaced or cancelled stay in the heap until they surface, and are then told by _due.
+        self._heap: list[tuple[datetime, Key]] = []
+        self._changed = asyncio.Event()
+        self.last_beat: datetime | None = None
+        """When the loop last went round; a liveness probe looks at it."""
+
+    def set(self, key: Key, due: datetime) -> None:
+        """Set or move the policy's one entry."""
+        if self._due.get(key) == due:
+            return
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, key))
+        if self._heap[0] == (due, key):
+            self._changed.set()
+
+    def cancel(self, key: Key) -> None:
+        """Take the policy's entry away, if it has one."""
+        self._due.pop(key, None)
+
+    def due(self, key: Key) -> datetime | None:
+        """When the policy is due next."""
+        return self._due.get(key)
+
+    async def run(self) -> None:
+        """Fire entries until cancelled."""
+        while True:
+            self._changed.clear()
+            now = self.last_beat = self._clock.now()
+            while self._heap and self._heap[0][0] <= now:
+                due, key = heapq.heappop(self._heap)
+                if self._due.get(key) == due:
+                    del self._due[key]
+                    self._fire(key, due)
+            pause = LONGEST_SLEEP_SECONDS
+            if self._heap:
+                pause = min(pause, max(0.0, (self._heap[0][0] - self._clock.now()).total_seconds()))
+            try:
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
