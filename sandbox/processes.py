@@ -46,6 +46,14 @@ def answers(port: int) -> bool:
     return False
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Tell whether a process does nothing any more; an orphan may stay a zombie until init gets round to it."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 class ServerProcess:
     """One server process and all it started. Every method may be called at any time, from any thread.
 
@@ -160,7 +168,9 @@ class ServerProcess:
             for process in family:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(family, timeout=timeout)
+            deadline = time.monotonic() + timeout
+            while not all(map(has_ended, family)) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
             self._popen.wait()
 
     def log_tail(self, lines: int = 30) -> str:
