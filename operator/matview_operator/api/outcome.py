@@ -35,6 +35,7 @@ class RefreshReason(ClosedSet):
     COVERED = "Covered"
     RECOVERED = "Recovered"
     FIRST_POPULATE = "FirstPopulate"
+    UPSTREAM_FAILED = "UpstreamFailed"
 
     # What a person has to mend in a resource.
     INVALID_SPEC = "InvalidSpec"

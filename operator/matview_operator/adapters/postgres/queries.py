@@ -178,7 +178,7 @@ with named as (
   on conflict (recorded_by, policy_uid, view_oid, slot_id) where settles do nothing
   returning run_id
 )
-select (select claim.run_id from claim) as run_id,"""
+select (select claim.run_id from claim) as run_id,"""  # noqa: S608 - constants only
     + _AFTER_COLUMNS
     + """
 from named join pg_catalog.pg_class c on c.oid = named.oid
@@ -221,7 +221,8 @@ where s.kind in ('r','p') and t.relrowsecurity and not r.rolsuper and not r.rolb
   and (t.relforcerowsecurity or not pg_catalog.pg_has_role(s.read_as, t.relowner, 'USAGE'))
 """
 
-# Every materialized view that the role may refresh, and the ones it reads, through ordinary views too.
+# Every materialized view that the role may refresh, and the ones it reads, through ordinary views too: `reads` those
+# that are among them, `reads_besides` those that the role may not refresh.
 REFRESHABLE_VIEWS = """
 with recursive mine as materialized (
   select c.oid, n.nspname, c.relname
@@ -241,8 +242,10 @@ with recursive mine as materialized (
   where reads.kind in ('start', 'v')
 )
 select mine.nspname::text as schema, mine.relname::text as name, mine.oid,
-  coalesce((select pg_catalog.array_agg(distinct reads.rel) from reads
-            where reads.view = mine.oid and reads.kind = 'm'), '{}'::oid[]) as reads
+  array(select reads.rel from reads join mine other on other.oid = reads.rel
+        where reads.view = mine.oid and reads.kind = 'm') as reads,
+  array(select reads.rel::pg_catalog.regclass::text from reads left join mine other on other.oid = reads.rel
+        where reads.view = mine.oid and reads.kind = 'm' and other.oid is null) as reads_besides
 from mine order by mine.nspname, mine.relname
 """
 
