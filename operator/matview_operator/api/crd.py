@@ -142,7 +142,7 @@ def main() -> int:
 def _schema(model: type[CustomObject]) -> dict[str, Any]:
     root: dict[str, Any] = model.model_json_schema(include_defaults=True)  # type: ignore[no-untyped-call]
     spec, status = (_structural(root["properties"][part], defaults=part == "spec") for part in ("spec", "status"))
-    return root | {"properties": {"spec": spec, "status": status}}
+    return root | {"description": _one_line(root["description"]), "properties": {"spec": spec, "status": status}}
 
 
 def _structural(schema: dict[str, Any], *, defaults: bool) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _structural(schema: dict[str, Any], *, defaults: bool) -> dict[str, Any]:
     if "default" in new and (not defaults or new["default"] is None):
         del new["default"]
     if "description" in new:
-        new["description"] = " ".join(new["description"].split())
+        new["description"] = _one_line(new["description"])
     match new["type"]:
         case "object":
             if "default" in new:
@@ -169,6 +169,10 @@ def _structural(schema: dict[str, Any], *, defaults: bool) -> dict[str, Any]:
         case "integer":
             new["format"] = "int32" if new["maximum"] <= _INT32_MAX else "int64"
     return new
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _to_yaml(document: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ class MatviewDatabaseSpec(Model):
     allow_superuser: bool = False
     """Whether a superuser role is accepted. By default it is refused: refreshing needs ownership of the
     views, or on PostgreSQL 17 and later the MAINTAIN privilege, and nothing more."""
-    limits: DatabaseLimits = Field(default_factory=DatabaseLimits)
+    limits: DatabaseLimits = DatabaseLimits()
     """Bounds for every refresh on this database, whichever policy asks for it."""
     suspend: bool = False
     """Whether to leave this database alone altogether: no scheduled refreshes, no requested ones, no checks.

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from kube_custom_resource.schema import BaseModel, Nullable
+from pydantic import BaseModel as PydanticModel
 from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -38,6 +39,10 @@ class Model(BaseModel):
     model_config = ConfigDict(
         frozen=True, use_attribute_docstrings=True, validate_assignment=False, hide_input_in_errors=True
     )
+
+    def to_document(self) -> dict[str, Any]:
+        """Return it as the API server takes it: camelCase, times as text, without what is not known."""
+        return PydanticModel.model_dump(self, mode="json", by_alias=True, exclude_none=True)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -49,8 +49,8 @@ def _cut(characters: int) -> BeforeValidator:
 
 ObjectName = Annotated[
     str,
-    AfterValidator(_object_name),
     Field(min_length=1, max_length=253, json_schema_extra={"pattern": f"^{OBJECT_NAME}$"}),
+    AfterValidator(_object_name),
 ]
 """A DNS subdomain, as Kubernetes wants the names of Secrets and of custom resources."""
 
