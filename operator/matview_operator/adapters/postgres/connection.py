@@ -35,6 +35,7 @@ async def connect(target: ConnectionTarget, *, timeout: float = CONNECT_SECONDS)
             password=target.password.get_secret_value(),
             database=target.database,
             ssl=_tls(target),
+            direct_tls=False,
             timeout=timeout,
             # PgBouncer in transaction mode cannot be detected, and prepared statements do not survive it.
             statement_cache_size=0,

@@ -21,6 +21,9 @@ ATTEMPTS = [
 ]
 """Recorded outcomes that did not settle their slot."""
 
+MAX_ATTEMPT = 32_767
+"""What the column holds; a script may retry one request for days."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:

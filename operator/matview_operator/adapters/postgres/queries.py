@@ -73,14 +73,16 @@ ROLLBACK = "rollback"
 
 # The settings first, the locks last: a select list is evaluated from left to right. Both locks in one statement, and
 # before anything is read under them: a later statement's snapshot sees what the former holder committed.
+# transaction_timeout ends the session, so it comes a little later; set to the same time it would replace
+# statement_timeout, which leaves a session in which the failure can be recorded.
 SETTINGS_AND_LOCKS = """
-select pg_catalog.set_config('statement_timeout', $1, true),
+select pg_catalog.set_config('statement_timeout', $1::int::text, true),
        pg_catalog.set_config('lock_timeout', coalesce($2, (extract(epoch from
          pg_catalog.current_setting('deadlock_timeout')::interval) * 1000 + 500)::int::text), true),
        pg_catalog.set_config('idle_in_transaction_session_timeout', '10000', true),
        pg_catalog.set_config('client_connection_check_interval', '500', true),
        case when pg_catalog.current_setting('server_version_num')::int >= 170000
-         then pg_catalog.set_config('transaction_timeout', $1, true) end,
+         then pg_catalog.set_config('transaction_timeout', ($1::int + 500)::text, true) end,
        pg_catalog.set_config('row_security', $3, true),
        pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
        pg_catalog.set_config('app.execution_context', 'worker', true),

@@ -33,16 +33,17 @@ class Refresher:
     async def refresh(self, *, target: ConnectionTarget, run: Run) -> RefreshResult:
         """Refresh one view and say how it ended; ends within the run's timeout + 5 s.
 
-        Raises CancelledError only, after the server's side was stopped and rolled back (within 3 s).
+        Raises CancelledError only, after the server's side was stopped and rolled back (within 5 s). Its first argument
+        is the result nevertheless: a run cancelled during COMMIT may have succeeded.
         """
         work = Work(run=run, target=target)
+        cancelled = False
         try:
             async with asyncio.timeout(run.timeout_seconds + _CLIENT_GRACE_SECONDS):
                 result = await work_through(work)
-        except asyncio.CancelledError:
-            problem = Problem(RefreshReason.SHUTDOWN, "The run was cancelled before COMMIT; nothing changed.")
-            await _undo(work, RefreshOutcome.INTERRUPTED, problem)
-            raise
+        except asyncio.CancelledError as error:
+            cancelled = True
+            result = await _failed(work, error)
         except Exception as error:  # noqa: BLE001 - whatever went wrong is the run's outcome; none gets lost
             result = await _failed(work, error)
         finally:
@@ -64,19 +65,16 @@ class Refresher:
                 **work.log_fields(),
             },
         )
+        if cancelled:
+            raise asyncio.CancelledError(result)
         return result
 
 
-async def _failed(work: Work, error: Exception) -> RefreshResult:
+async def _failed(work: Work, error: Exception | asyncio.CancelledError) -> RefreshResult:
     if work.stage is Stage.COMMITTED:
         # Only ANALYZE is left then, and it never fails a run.
         return success(work)
-    problem = problem_of(
-        error,
-        view_found=work.found is not None,
-        tenant_setting_given=work.run.isolation is Isolation.TENANT,
-    )
-    lost = problem.reason is RefreshReason.CONNECTION_LOST or isinstance(error, TimeoutError)
+    problem = _problem(work, error)
     if problem.reason is RefreshReason.INTERNAL_ERROR:
         log.error("unexpected error", exc_info=error, extra={"action": "refresh_error", **work.log_fields()})
     if problem.reason is RefreshReason.CANCELLED and work.remaining() <= 0:
@@ -86,13 +84,31 @@ async def _failed(work: Work, error: Exception) -> RefreshResult:
             "Raise timeoutSeconds or make the view's query faster.",
             sqlstate=problem.sqlstate,
         )
-    if work.stage is Stage.COMMITTING and lost:
+    if work.stage is Stage.COMMITTING and _unanswered(work, error):
         return await _settle(work, problem)
     outcome = RefreshOutcome.FAILED
-    if problem.reason is RefreshReason.CONNECTION_LOST and work.stage is not Stage.CONNECTING:
+    if problem.reason is RefreshReason.SHUTDOWN or (
+        problem.reason is RefreshReason.CONNECTION_LOST and work.stage is not Stage.CONNECTING
+    ):
         outcome = RefreshOutcome.INTERRUPTED
     problem = await _undo(work, outcome, problem)
     return work.result(outcome, problem, mode=None if work.choice is None else work.choice.mode)
+
+
+def _problem(work: Work, error: Exception | asyncio.CancelledError) -> Problem:
+    if isinstance(error, asyncio.CancelledError):
+        return Problem(RefreshReason.SHUTDOWN, "The run was cancelled before COMMIT; nothing changed.")
+    return problem_of(
+        error,
+        view_found=work.found is not None,
+        tenant_setting_given=work.run.isolation is Isolation.TENANT,
+    )
+
+
+def _unanswered(work: Work, error: Exception | asyncio.CancelledError) -> bool:
+    """Whether COMMIT may have been done though nobody said so."""
+    gone = work.session is None or work.session.closed
+    return gone or isinstance(error, (TimeoutError, OSError, asyncio.CancelledError))
 
 
 async def _settle(work: Work, problem: Problem) -> RefreshResult:

@@ -64,9 +64,11 @@ def problem_of(
     `view_found`: the lookup had found a materialized view, so that a missing name lies inside its query.
     `connecting`: nothing had been asked of the server yet. `tenant_setting_given`: the run is a tenant's own.
     """
-    # With a dead backend asyncpg's InterfaceError has no SQLSTATE; its context may.
+    # A backend that ends says why; asyncpg raises that it is gone, and keeps the server's word beside it.
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error.__context__, asyncpg.PostgresError):
         error = error.__context__
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(error.__cause__, asyncpg.PostgresError):
+        error = error.__cause__
     match error:
         case Problem():
             return error

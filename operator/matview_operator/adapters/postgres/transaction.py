@@ -13,7 +13,7 @@ from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.authentication import Row
 from matview_operator.adapters.postgres.commit import PendingCommit
 from matview_operator.adapters.postgres.connection import CONNECT_SECONDS
-from matview_operator.adapters.postgres.ledger import ATTEMPTS, read_settled
+from matview_operator.adapters.postgres.ledger import ATTEMPTS, MAX_ATTEMPT, read_settled
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.work import Stage, Work, already_done, success
@@ -82,7 +82,7 @@ async def _transaction(work: Work, session: Session, *, queue: bool) -> RefreshR
             settled = await read_settled(session, done)
             await session.rollback()
             return already_done(work, settled, recovered=found.settled_by is not None)
-        work.attempt = found.earlier_attempts + 1
+        work.attempt = min(found.earlier_attempts + 1, MAX_ATTEMPT)
         if found.shared_with_another:
             raise Problem(
                 RefreshReason.SHARED_VIEW,
@@ -114,7 +114,7 @@ async def _lock(work: Work, session: Session) -> RefreshResult | None:
     log.debug("trying the locks", extra={"action": "lock_attempt", **work.log_fields()})
     row = await session.row(
         queries.SETTINGS_AND_LOCKS,
-        str(max(1, round(work.remaining() * 1000))),
+        max(1, round(work.remaining() * 1000)),
         None if run.lock_timeout_millis is None else str(run.lock_timeout_millis),
         # Off fails closed where the owner is subject to row-level security, instead of losing rows.
         "off" if shared else "on",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SECONDS = 30.0
+
 
 async def read_view_graph(target: ConnectionTarget) -> dict[ViewName, frozenset[ViewName]]:
     """Read every materialized view that the role may refresh, each with those of them that it reads.
@@ -26,9 +29,10 @@ async def read_view_graph(target: ConnectionTarget) -> dict[ViewName, frozenset[
     try:
         # A superuser may refresh everything, which nobody means by "all that I may refresh".
         check_server(session.facts, allow_superuser=False)
-        rows = await session.rows(queries.REFRESHABLE_VIEWS)
+        async with asyncio.timeout(_SECONDS):
+            rows = await session.rows(queries.REFRESHABLE_VIEWS)
     except (OSError, TimeoutError, *queries.DRIVER_ERRORS) as error:
-        raise problem_of(error) from error
+        raise problem_of(error) from None
     finally:
         await session.close()
     names = {row.oid: ViewName(row.schema, row.name) for row in rows}

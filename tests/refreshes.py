@@ -1,0 +1,120 @@
+"""Runs of the executor as tests order them: every field of a run with a default, every run over a real connection."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sandbox.pgtemplate import SUPERUSER
+from tests.database import APP_OWNER, MV_OPERATOR
+
+from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.api.policy import Isolation
+from matview_operator.api.view import Concurrently
+from matview_operator.domain.connection import parse_url
+from matview_operator.domain.run import Run, request_id
+from matview_operator.domain.view import ViewName
+
+if TYPE_CHECKING:
+    from tests.database import Database, Gateway
+
+    from matview_operator.domain.result import RefreshResult
+
+POLICY = uuid.UUID("00000000-0000-4000-8000-000000000001")
+"""The policy that runs belong to unless they say otherwise."""
+
+TENANT_A = "11111111-1111-1111-1111-111111111111"
+TENANT_B = "22222222-2222-2222-2222-222222222222"
+
+_RUN = Run(
+    view=ViewName("public", "mv"),
+    tenant_id=None,
+    isolation=Isolation.SHARED,
+    tenant_setting="app.current_tenant_id",
+    concurrently=Concurrently.IF_POSSIBLE,
+    timeout_seconds=20,
+    lock_timeout_millis=None,
+    allow_superuser=False,
+    policy_uid=POLICY,
+    slot_id=request_id("never"),
+    due_at=None,
+    correlation_id="test",
+)
+
+
+def a_run(view: ViewName | None = None, **fields: Any) -> Run:
+    """Return a run of `view` (mv if none is given); each call is a request of its own unless it gives a slot_id."""
+    fields.setdefault("slot_id", request_id(str(uuid.uuid4())))
+    if view is not None:
+        fields["view"] = view
+    return replace(_RUN, **fields)
+
+
+async def refresh(
+    database: Database,
+    view: ViewName | None = None,
+    *,
+    role: str = MV_OPERATOR,
+    via: Gateway | None = None,
+    **fields: Any,
+) -> RefreshResult:
+    """Refresh a view as a role, directly or through a gateway; further fields are the run's."""
+    target = parse_url(database.url(role, via=via))
+    return await Refresher().refresh(target=target, run=a_run(view, **fields))
+
+
+@dataclass(frozen=True, slots=True)
+class GatedView:
+    """A view whose query waits at a gate that the test opens and shuts; open when made."""
+
+    database: Database
+    view: ViewName
+
+    @classmethod
+    async def make(cls, database: Database, name: str = "gated", *, unique: bool = True) -> GatedView:
+        """Make it, of a table `<name>_base` as in `make_view`."""
+        plain = await database.make_view(f"{name}_plain")
+        await database.execute_as(
+            APP_OWNER,
+            f"""
+            create table {name}_gate (shut boolean not null);
+            insert into {name}_gate values (false);
+            create function {name}_wait() returns int language plpgsql volatile as $$
+              begin
+                while (select shut from public.{name}_gate) loop perform pg_sleep(0.005); end loop;
+                return 0;
+              end $$;
+            create materialized view {name} as
+              select id, v + waited.n as v from public.{plain.name}_base, public.{name}_wait() as waited(n);
+            """,
+        )
+        if unique:
+            await database.execute_as(APP_OWNER, f"create unique index on {name} (id)")
+        return cls(database, ViewName("public", name))
+
+    async def shut(self) -> None:
+        """Make every later refresh wait in the middle of its query."""
+        await self.database.execute_as(APP_OWNER, f"update {self.view.name}_gate set shut = true")
+
+    async def open(self) -> None:
+        """Let it go on."""
+        await self.database.execute_as(APP_OWNER, f"update {self.view.name}_gate set shut = false")
+
+    async def reached(self) -> int:
+        """Wait until a refresh stands at the gate; return its backend's process id."""
+        return await refreshing_backend(self.database)
+
+
+async def refreshing_backend(database: Database) -> int:
+    """Wait until a backend of this database runs REFRESH and sleeps in its query; return its process id."""
+    while True:
+        pid = await database.value_as(
+            SUPERUSER,
+            "select pid from pg_stat_activity where datname = current_database() and query ilike 'refresh%'"
+            " and wait_event = 'PgSleep'",
+        )
+        if isinstance(pid, int):
+            return pid
+        await asyncio.sleep(0.01)
