@@ -109,12 +109,10 @@ def _resolve(module: GoModule, *, go: _Go, console: Console) -> frozenset[str]:
     packages: set[str] = set()
     modules = 0
     with Advance(what="Downloading Go modules", unit="modules", total=0, console=console) as advance:
-        for line in go.run("list", "-deps", *module.programs.values(), log="list.log", resume=False):
-            if line.startswith("go: downloading "):
-                modules += 1
-                advance.reach(modules)
-            elif not line.startswith("go: "):
-                packages.add(line)
+        for lines in go.run("list", "-deps", *module.programs.values(), log="list.log", resume=False):
+            modules += sum(line.startswith("go: downloading ") for line in lines)
+            packages.update(line for line in lines if not line.startswith("go: "))
+            advance.reach(modules)
     return frozenset(packages - {"unsafe"})  # which the compiler is born with
 
 
@@ -126,11 +124,9 @@ def _compile(module: GoModule, *, packages: frozenset[str], go: _Go, console: Co
     compiled: set[str] = set()
     with Advance(what="Compiling", unit="packages", total=len(packages), console=console) as advance:
         # Go names each package once, when it begins with it: the log of an interrupted build is still true.
-        for line in go.run(*command, *module.programs.values(), log="build.log", resume=True):
-            if line in packages and line not in compiled:
-                compiled.add(line)
-                advance.reach(len(compiled))
-        advance.reach(len(packages), note="Compiled")
+        for lines in go.run(*command, *module.programs.values(), log="build.log", resume=True):
+            compiled.update(packages.intersection(lines))
+            advance.reach(len(compiled), what="Linking" if len(compiled) == len(packages) else None)
 
 
 def _default_name(package: str) -> str:
@@ -150,8 +146,8 @@ class _Go:
         self._toolchain = toolchain
         self.work = work
 
-    def run(self, *arguments: str, log: str, resume: bool) -> Iterator[str]:
-        """Run go and yield each line that it writes; with `resume` also those of earlier runs.
+    def run(self, *arguments: str, log: str, resume: bool) -> Iterator[Sequence[str]]:
+        """Run go and yield the lines that it writes as they come; with `resume` also those of earlier runs.
 
         Through a log file and as a ServerProcess: so it dies with us, however we die, with all its compilers.
         Raises SandboxError with go's own words when it fails.
@@ -183,14 +179,15 @@ def _polite() -> Sequence[str]:
     return ("nice", "-n", _NICENESS) if shutil.which("nice") else ()
 
 
-def _lines(path: Path, *, process: ServerProcess) -> Iterator[str]:
-    """Yield each complete line of a growing file until its writer has ended."""
+def _lines(path: Path, *, process: ServerProcess) -> Iterator[Sequence[str]]:
+    """Yield the new complete lines of a growing file, again and again until its writer has ended."""
     rest = ""
     with path.open(encoding="utf-8", errors="replace") as file:
         while True:
             alive = process.alive  # asked first: what it wrote before it ended is still read
             *lines, rest = (rest + file.read()).split("\n")
-            yield from lines
+            if lines:
+                yield lines
             if not alive:
                 return
             time.sleep(_POLL_SECONDS)

@@ -134,6 +134,10 @@ class ExistingCluster(Cluster):
         write_private(cluster.kubeconfig, contents[1].stdout)
         return cluster
 
+    def stop(self) -> None:
+        """Forget the cluster: the copy of its credentials goes, the cluster stays as it is."""
+        self.kubeconfig.unlink(missing_ok=True)
+
 
 def write_kubeconfig(
     path: Path,

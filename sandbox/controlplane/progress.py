@@ -35,7 +35,7 @@ class Advance:
         self._total = total
         self._console = console
         self._stride = max(1, total // LINES) if total else STRIDE
-        self._next_line = 0
+        self._next_line = self._stride
         self._started = time.monotonic()
         # A colour forced upon a log file is no terminal: ask the file itself.
         self._bar = _bar(console) if console.file.isatty() and not console.is_dumb_terminal else None
@@ -52,17 +52,19 @@ class Advance:
         if self._bar:
             self._bar.stop()
 
-    def reach(self, done: int, *, note: str = "") -> None:
-        """Show that `done` steps are behind us; `note` replaces the words before the bar."""
+    def reach(self, done: int, *, what: str | None = None) -> None:
+        """Show that `done` steps are behind us, and from now on `what` is done, if given."""
+        turned = what is not None and what != self._what
+        self._what = what or self._what
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, description=note or self._what)
-            return
-        if done < self._next_line and not note:
-            return
-        self._next_line = done - done % self._stride + self._stride
+            self._bar.update(self._task, completed=done, description=self._what)
+        elif done >= self._next_line or turned:
+            self._next_line = done - done % self._stride + self._stride
+            self._console.print(self._line(done), soft_wrap=True, highlight=False)
+
+    def _line(self, done: int) -> str:
         share = f" of {self._total} {self._unit} ({100 * done // self._total} %)" if self._total else f" {self._unit}"
-        seconds = time.monotonic() - self._started
-        self._console.print(f"{note or self._what}: {done}{share}, {seconds:.0f} s", soft_wrap=True, highlight=False)
+        return f"{self._what}: {done}{share}, {time.monotonic() - self._started:.0f} s"
 
 
 def _bar(console: Console) -> Progress:

