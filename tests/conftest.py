@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class ServerLogs:
 
 
 _LOGS = pytest.StashKey[ServerLogs]()
+
+# A deadline per example measures the machine's other work; pytest-timeout bounds each test.
+hypothesis.settings.register_profile("without-deadline", deadline=None)
+hypothesis.settings.load_profile("without-deadline")
 
 
 def pytest_configure() -> None:

@@ -104,7 +104,11 @@ def target_from_secret(data: Mapping[str, str], *, database: str | None, ssl_mod
 
 
 def _from_url(url: str, *, ssl_mode: SslMode | None, ca: str | None, database: str | None = None) -> ConnectionTarget:
-    # Every error of the standard library's parser repeats its input, hence `from None` throughout.
+    # A file's last line break does no harm. Elsewhere the standard library's parser would drop it without a word.
+    url = url.strip()
+    if _CONTROL.search(url):
+        raise InvalidTarget("The database URL holds a control character; percent-encode it.")
+    # Every error of that parser repeats its input, hence `from None` throughout.
     try:
         parts = urlsplit(url)
         port = parts.port
