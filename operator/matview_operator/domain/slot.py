@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from matview_operator.api.outcome import RefreshOutcome
+from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.domain.result import FAILURES, RefreshResult
 from matview_operator.domain.run import SlotId, request_id, slot_id
 from matview_operator.domain.view import ViewName
 
 _FRESH = frozenset({RefreshOutcome.SUCCESS, RefreshOutcome.SKIPPED_COVERED, RefreshOutcome.SKIPPED_UNCHANGED})
+_TOKEN = re.compile(r"[!-~]{1,128}")
 _FROM_WORST = (
     RefreshOutcome.FAILED,
     RefreshOutcome.REJECTED_BY_GUARD,
@@ -49,6 +51,11 @@ def scheduled(slot_time: datetime, *, starting_deadline_seconds: int) -> Slot:
     return Slot(due_at=slot_time, deadline=slot_time + timedelta(seconds=starting_deadline_seconds))
 
 
+def is_request_token(text: str) -> bool:
+    """Whether an annotation's value can be a request: 1 to 128 printable ASCII characters without blanks."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def requested(token: str, *, now: datetime, starting_deadline_seconds: int) -> Slot:
     """The work that a request asks for, due now."""
     return Slot(due_at=now, deadline=now + timedelta(seconds=starting_deadline_seconds), request=token)
@@ -73,6 +80,16 @@ class SlotReport:
     def failed(self) -> int:
         """How many views failed; a skip is no failure."""
         return sum(result.outcome in FAILURES for _, result in self.results)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether our own shutdown ended it."""
+        return any(result.error_type is RefreshReason.SHUTDOWN for _, result in self.results)
+
+    @property
+    def lock_held(self) -> bool:
+        """Whether a view's lock was held until the slot's deadline."""
+        return any(result.outcome is RefreshOutcome.SKIPPED_LOCK_HELD for _, result in self.results)
 
     @property
     def fresh(self) -> bool:

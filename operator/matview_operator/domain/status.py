@@ -50,7 +50,10 @@ def views_of(spec: MatviewRefreshPolicySpec) -> list[ViewName]:
 def after_slot(
     status: MatviewRefreshPolicyStatus, report: SlotReport, *, history_limit: int
 ) -> MatviewRefreshPolicyStatus:
-    """Fold in a slot whose views have all ended. Conditions follow by `with_conditions`."""
+    """Fold in a slot whose views have all ended. Conditions follow by `with_conditions`.
+
+    A slot that our own shutdown stopped stays due: the next process takes it up.
+    """
     former = {(view.schema_name, view.name): view for view in status.views}
     views = tuple(_view_status(former.get((view.schema, view.name)), view, result) for view, result in report.results)
     worst, slot = report.worst, report.slot
@@ -73,21 +76,23 @@ def after_slot(
     }
     if report.fresh:
         changes["last_success_time"] = report.ended_at
-    if slot.request is not None:
+    if report.stopped:
+        pass
+    elif slot.request is not None:
         changes["last_handled_request"] = slot.request
     else:
         changes["last_slot_time"] = max(slot.due_at, status.last_slot_time or slot.due_at)
     return status.model_copy(update=changes)
 
 
-def after_missed(status: MatviewRefreshPolicyStatus, *, newest: datetime, count: int) -> MatviewRefreshPolicyStatus:
-    """Fold in slots that were not run; the newest of them counts as handled, so that it is never replayed."""
-    return status.model_copy(
-        update={
-            "missed_slots": (status.missed_slots or 0) + count,
-            "last_slot_time": max(newest, status.last_slot_time or newest),
-        }
-    )
+def after_missed(
+    status: MatviewRefreshPolicyStatus, *, count: int, newest: datetime | None = None
+) -> MatviewRefreshPolicyStatus:
+    """Fold in slots that were not run; `newest` then counts as handled, so that it is never replayed."""
+    changes: dict[str, object] = {"missed_slots": (status.missed_slots or 0) + count}
+    if newest is not None:
+        changes["last_slot_time"] = max(newest, status.last_slot_time or newest)
+    return status.model_copy(update=changes)
 
 
 def fresh_after(report: SlotReport) -> Statement:
@@ -100,9 +105,14 @@ def fresh_after(report: SlotReport) -> Statement:
     )
 
 
-def fresh_after_missed(newest: datetime, *, why: str) -> Statement:
+def fresh_after_missed(newest: datetime) -> Statement:
     """What Fresh says when the newest due slot was not run."""
-    return Statement(FRESH, "False", "SlotMissed", f"The slot of {newest:%Y-%m-%dT%H:%M:%SZ} was missed: {why}")
+    return Statement(
+        FRESH,
+        "False",
+        "SlotMissed",
+        f"The slot of {newest:%Y-%m-%dT%H:%M:%SZ} was missed: it was later than startingDeadlineSeconds allows.",
+    )
 
 
 def with_conditions(

@@ -35,8 +35,10 @@ class Policy:
     request: str | None = None
     """The value of the requestedAt annotation."""
     working_on: str | None = None
-    since: datetime | None = None
-    """Slots at or before this instant are not this policy's: it was created, changed or resumed then."""
+    missed: int = 0
+    """Slots that a newer one superseded since the last status."""
+    taken_until: datetime
+    """Slots at or before this instant are none of ours any more: taken up, missed, or before the policy was so."""
 
     @property
     def key(self) -> Key:
@@ -101,7 +103,7 @@ class Registry:
     resource_versions: dict[str, str] = field(default_factory=dict)
     """By UID."""
     _by_database: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
-    _by_view: dict[tuple[Key, ViewName], dict[Key, TenantToken]] = field(default_factory=lambda: defaultdict(dict))
+    _by_view: dict[tuple[Key, ViewName], dict[TenantToken, set[Key]]] = field(default_factory=dict)
 
     def add_policy(self, policy: Policy) -> None:
         """Add it, or put it in the place of its former self."""
@@ -110,7 +112,7 @@ class Registry:
         if policy.database_key is not None:
             self._by_database[policy.database_key].add(policy.key)
         for place in _places(policy):
-            self._by_view[place][policy.key] = policy.lock_token
+            self._by_view.setdefault(place, {}).setdefault(policy.lock_token, set()).add(policy.key)
 
     def remove_policy(self, key: Key) -> Policy | None:
         """Forget it, and return what it was."""
@@ -118,8 +120,11 @@ class Registry:
         if policy is not None and policy.database_key is not None:
             self._by_database[policy.database_key].discard(key)
             for place in _places(policy):
-                self._by_view[place].pop(key, None)
-                if not self._by_view[place]:
+                users = self._by_view[place]
+                users[policy.lock_token].discard(key)
+                if not users[policy.lock_token]:
+                    del users[policy.lock_token]
+                if not users:
                     del self._by_view[place]
         return policy
 
@@ -130,15 +135,20 @@ class Registry:
     def sharing_problem(self, policy: Policy) -> Problem | None:
         """Whether another policy makes it unsafe to refresh one of its views."""
         for place in _places(policy):
-            others = {key: token for key, token in self._by_view[place].items() if key != policy.key}
-            problem = sharing_problem(place[1], policy.lock_token, others)
+            problem = sharing_problem(place[1], policy.lock_token, self._by_view.get(place, {}))
             if problem is not None:
                 return problem
         return None
 
-    def sharers(self, policy: Policy) -> set[Key]:
-        """The other policies that name one of its views."""
-        return {key for place in _places(policy) for key in self._by_view.get(place, ())} - {policy.key}
+    def rivals(self, policy: Policy) -> set[Key]:
+        """The policies under another lock token that name one of its views."""
+        return {
+            key
+            for place in _places(policy)
+            for token, keys in self._by_view.get(place, {}).items()
+            if token != policy.lock_token
+            for key in keys
+        }
 
 
 def _places(policy: Policy) -> Iterator[tuple[Key, ViewName]]:

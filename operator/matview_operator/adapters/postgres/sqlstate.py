@@ -56,7 +56,7 @@ _BAD_VALUE = "22P02"
 _PROTOCOL_VIOLATION = "08P01"
 
 
-def problem_of(
+def problem_of(  # noqa: PLR0911 - a table of cases
     error: BaseException, *, view_found: bool = False, connecting: bool = False, tenant_setting_given: bool = False
 ) -> Problem:
     """Classify whatever a conversation with the server raised.

@@ -1,0 +1,44 @@
+"""Kopf's watch streams, handed to the intake. Nothing else of kopf is used: no timer, no finalizer, no annotation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kopf
+from kubernetes.aio import client
+
+from matview_operator.adapters.kube.client import kopf_login
+from matview_operator.api.database import MatviewDatabase
+from matview_operator.api.model import GROUP, VERSION
+from matview_operator.api.policy import MatviewRefreshPolicy
+from matview_operator.engine.intake import Intake
+
+
+def watch(registry: kopf.OperatorRegistry, *, intake: Intake, configuration: client.Configuration) -> None:
+    """Register the handlers. They are coroutines, so that kopf runs them in our loop and not in threads."""
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        return await kopf_login(configuration)
+
+    @kopf.on.event(GROUP, VERSION, MatviewRefreshPolicy.PLURAL, registry=registry)
+    async def policy_event(event: Any, **_: Any) -> None:
+        if event["type"] == "DELETED":
+            intake.policy_gone(event["object"])
+        else:
+            intake.policy_seen(event["object"])
+
+    @kopf.on.event(GROUP, VERSION, MatviewDatabase.PLURAL, registry=registry)
+    async def database_event(event: Any, **_: Any) -> None:
+        if event["type"] == "DELETED":
+            intake.database_gone(event["object"])
+        else:
+            intake.database_seen(event["object"])
+
+
+def configure(settings: kopf.OperatorSettings) -> None:
+    """Switch off what would write to objects, scan the cluster, or keep 5,000 objects' workers."""
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.networking.request_timeout = 60

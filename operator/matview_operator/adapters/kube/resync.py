@@ -1,0 +1,93 @@
+"""Lists the objects: once at start, so that all are known before anything is judged, then to prune lost deletions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from kubernetes.aio import client
+from kubernetes.aio.client.exceptions import ApiException
+
+from matview_operator.adapters.kube.client import REQUEST_SECONDS, api_errors
+from matview_operator.api.database import MatviewDatabase
+from matview_operator.api.model import GROUP, VERSION
+from matview_operator.api.policy import MatviewRefreshPolicy
+from matview_operator.engine.intake import Intake
+from matview_operator.engine.ports import ApiUnavailable
+
+log = logging.getLogger(__name__)
+
+PERIOD_SECONDS = 300.0
+_PAGE = 500
+_START_PAUSE_SECONDS = 2.0
+
+
+class Resync:
+    """Lists in the namespaces that are watched, or everywhere."""
+
+    def __init__(self, api: client.ApiClient, *, intake: Intake, namespaces: Sequence[str]) -> None:
+        self._objects = client.CustomObjectsApi(api)
+        self._intake = intake
+        self._namespaces = namespaces
+
+    async def load(self) -> None:
+        """List all once, databases first; waits until the API server answers."""
+        while True:
+            try:
+                databases = [item async for item in self._list(MatviewDatabase.PLURAL)]
+                policies = [item async for item in self._list(MatviewRefreshPolicy.PLURAL)]
+                break
+            except (ApiUnavailable, ApiException) as error:
+                why = f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)
+                log.warning(
+                    "cannot list this group's objects yet (%s); are the CRDs and the role applied?",
+                    why,
+                    extra={"action": "load"},
+                )
+                await asyncio.sleep(_START_PAUSE_SECONDS)
+        for database in databases:
+            self._intake.database_seen(database)
+        for policy in policies:
+            self._intake.policy_seen(policy)
+        log.info(
+            "loaded %d policies and %d databases", len(policies), len(databases), extra={"action": "schedule_loaded"}
+        )
+
+    async def run(self) -> None:
+        """Prune until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD_SECONDS)
+            known = self._intake.known_uids()
+            try:
+                listed = {
+                    str(item["metadata"]["uid"])
+                    for plural in (MatviewDatabase.PLURAL, MatviewRefreshPolicy.PLURAL)
+                    async for item in self._list(plural)
+                }
+            except (ApiUnavailable, ApiException):
+                log.warning("the periodic list failed; nothing is pruned", extra={"action": "resync"})
+                continue
+            self._intake.prune(known_before=known, listed=listed)
+
+    async def _list(self, plural: str) -> AsyncIterator[dict[str, Any]]:
+        for namespace in self._namespaces or (None,):
+            token: str | None = None
+            while True:
+                page = await self._page(plural, namespace, token)
+                for item in page["items"]:
+                    yield item
+                token = page["metadata"].get("continue")
+                if not token:
+                    break
+
+    async def _page(self, plural: str, namespace: str | None, token: str | None) -> Any:
+        with api_errors():
+            if namespace is None:
+                return await self._objects.list_cluster_custom_object(
+                    GROUP, VERSION, plural, limit=_PAGE, _continue=token, _request_timeout=REQUEST_SECONDS
+                )
+            return await self._objects.list_namespaced_custom_object(
+                GROUP, VERSION, namespace, plural, limit=_PAGE, _continue=token, _request_timeout=REQUEST_SECONDS
+            )

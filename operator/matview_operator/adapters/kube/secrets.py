@@ -1,0 +1,59 @@
+"""Reads one Secret by name at the moment of use. Never lists, never keeps."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+
+from kubernetes.aio import client
+from kubernetes.aio.client.exceptions import ApiException
+
+from matview_operator.adapters.kube.client import REQUEST_SECONDS, api_errors
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.errors import Problem
+from matview_operator.engine.ports import ApiUnavailable
+
+_NOT_FOUND = 404
+_FORBIDDEN = 403
+
+
+class SecretReader:
+    """Secrets of the namespaces that the operator's role may read from."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._core = client.CoreV1Api(api)
+
+    async def read(self, *, namespace: str, name: str) -> Mapping[str, str]:
+        """Return the decoded data; raises Problem that names the Secret, never a value."""
+        try:
+            with api_errors():
+                secret = await self._core.read_namespaced_secret(name, namespace, _request_timeout=REQUEST_SECONDS)
+        except ApiUnavailable as error:
+            raise Problem(
+                RefreshReason.CONNECTION_FAILED, f"Secret {name} could not be read: {error}. It is tried again."
+            ) from None
+        except ApiException as error:
+            raise _problem(error.status, namespace, name) from None
+        return {key: _decoded(name, key, value) for key, value in (secret.data or {}).items()}
+
+
+def _problem(status: int | None, namespace: str, name: str) -> Problem:
+    if status == _NOT_FOUND:
+        return Problem(
+            RefreshReason.SECRET_NOT_FOUND,
+            f"There is no Secret {name} in namespace {namespace}. Create it, or correct spec.secretRef.name.",
+        )
+    if status == _FORBIDDEN:
+        return Problem(
+            RefreshReason.SECRET_FORBIDDEN,
+            f"The operator's role may not get Secret {name} in namespace {namespace}. Grant it `get` on secrets there.",
+        )
+    return Problem(RefreshReason.CONNECTION_FAILED, f"Secret {name} could not be read: the API server says {status}.")
+
+
+def _decoded(name: str, key: str, value: str | bytes) -> str:
+    try:
+        return base64.b64decode(value, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        raise Problem(RefreshReason.SECRET_INVALID, f"Key {key} of Secret {name} is not UTF-8 text.") from None

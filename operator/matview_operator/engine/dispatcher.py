@@ -1,0 +1,114 @@
+"""Hands slots to the runner: one of a policy in flight, the newest waiting one kept, requests before slots."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from matview_operator.domain.slot import Slot
+from matview_operator.engine.ports import Clock, Key
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What one policy has in flight and waiting."""
+
+    task: asyncio.Task[None] | None = None
+    slot: Slot | None = None
+    request: Slot | None = None
+
+
+class Dispatcher:
+    """Owns the tasks that work on slots. Memory is bounded by the number of policies."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        work: Callable[[Key, Slot], Awaitable[None]],
+        superseded: Callable[[Key, Slot], None],
+        late: Callable[[Key, Slot], None],
+    ) -> None:
+        """`work` runs a slot and reports it. `superseded` and `late` are told of slots that will not run: a newer one
+        became due while one before still ran, or startingDeadlineSeconds have passed.
+        """
+        self._clock = clock
+        self._work = work
+        self._superseded = superseded
+        self._late = late
+        self._lanes: dict[Key, _Lane] = {}
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """How many slots and requests wait behind one of their own policy."""
+        return sum((lane.slot is not None) + (lane.request is not None) for lane in self._lanes.values())
+
+    def submit(self, key: Key, slot: Slot) -> None:
+        """Take a slot or request up, at once or after the one in flight."""
+        if self._closed:
+            return
+        lane = self._lanes.setdefault(key, _Lane())
+        if slot.request is not None:
+            lane.request = slot
+        else:
+            if lane.slot is not None:
+                self._superseded(key, lane.slot)
+            lane.slot = slot
+        self._pump(key, lane)
+
+    def forget_slot(self, key: Key) -> None:
+        """Drop the waiting slot: its schedule is no longer the policy's."""
+        if key in self._lanes:
+            self._lanes[key].slot = None
+
+    def forget(self, key: Key) -> None:
+        """Drop everything of a deleted policy; a run in flight is cancelled, on the server too."""
+        lane = self._lanes.pop(key, None)
+        if lane is not None and lane.task is not None:
+            lane.task.cancel()
+
+    async def drain(self, *, seconds: float) -> None:
+        """Take nothing more, let runs end for so long, then cancel them and wait until the server has let go."""
+        self._closed = True
+        for lane in self._lanes.values():
+            lane.slot = lane.request = None
+        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    def _pump(self, key: Key, lane: _Lane) -> None:
+        while lane.task is None and (lane.request or lane.slot) is not None:
+            if lane.request is not None:
+                slot, lane.request = lane.request, None
+            else:
+                assert lane.slot is not None  # the loop's condition
+                slot, lane.slot = lane.slot, None
+                if self._clock.now() > slot.deadline:
+                    self._late(key, slot)
+                    continue
+            lane.task = asyncio.create_task(self._run(key, slot), name=f"slot {key} {slot.id}")
+            lane.task.add_done_callback(lambda task: self._ended(key, lane, task))
+        if lane.task is None:
+            self._lanes.pop(key, None)
+
+    async def _run(self, key: Key, slot: Slot) -> None:
+        await self._work(key, slot)
+
+    def _ended(self, key: Key, lane: _Lane, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            # One policy's bug stops nobody else; its next slot tries again.
+            log.error(
+                "slot failed unexpectedly", exc_info=task.exception(), extra={"action": "slot", "policy": str(key)}
+            )
+        lane.task = None
+        if self._lanes.get(key) is lane and not self._closed:
+            self._pump(key, lane)

@@ -1,0 +1,186 @@
+"""Looks at databases and their policies' views before anything is due, so that a bad policy shows at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from matview_operator.api.database import MatviewDatabaseStatus, ServerStatus
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.conditions import READY, Statement, merge, not_ready
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.inspection import Inspection, ViewCheck
+from matview_operator.domain.server import ServerFacts
+from matview_operator.domain.spec_check import check_timeouts
+from matview_operator.domain.view import ViewName
+from matview_operator.engine.ports import Clock, Inspector, Key, Secrets
+from matview_operator.engine.registry import Database, Policy, Registry
+from matview_operator.engine.reporter import Reporter
+from matview_operator.engine.targets import resolve, usable
+
+log = logging.getLogger(__name__)
+
+PERIOD_SECONDS = 300.0
+_WORKERS = 4
+
+
+class Preflights:
+    """One connection per database and round, however many policies ask."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        inspector: Inspector,
+        secrets: Secrets,
+        reporter: Reporter,
+        clock: Clock,
+        judged: Callable[[Policy], None],
+    ) -> None:
+        """`judged` is told when a policy's problem or note was found anew."""
+        self._registry = registry
+        self._inspector = inspector
+        self._secrets = secrets
+        self._reporter = reporter
+        self._clock = clock
+        self._judged = judged
+        self._asked: dict[Key, set[Key]] = {}
+        self._busy: set[Key] = set()
+        self._changed = asyncio.Event()
+
+    def ask(self, database: Key, policies: Iterable[Key] = ()) -> None:
+        """Have the database looked at soon, and these policies' views with it."""
+        self._asked.setdefault(database, set()).update(policies)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(_WORKERS):
+                tasks.create_task(self._look_forever())
+            tasks.create_task(self._ask_periodically())
+
+    async def _ask_periodically(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD_SECONDS)
+            for policy in self._registry.policies.values():
+                if policy.database_key is not None:
+                    self.ask(policy.database_key, [policy.key])
+            for key in self._registry.databases:
+                self.ask(key)
+
+    async def _look_forever(self) -> None:
+        while True:
+            database = next((key for key in self._asked if key not in self._busy), None)
+            if database is None:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            keys = self._asked.pop(database)
+            self._busy.add(database)
+            try:
+                await self._look(database, keys)
+            except Exception:
+                # One database's surprise stops nobody else's preflight.
+                log.exception("preflight failed", extra={"action": "preflight", "database": str(database)})
+            finally:
+                self._busy.discard(database)
+                self._changed.set()
+
+    async def _look(self, key: Key, asked: Iterable[Key]) -> None:
+        policies = [policy for policy in map(self._registry.policies.get, asked) if policy is not None]
+        checks = {policy.key: _checks(policy) for policy in policies}
+        inspection: Inspection | None = None
+        problem: Problem | None = None
+        database = self._registry.databases.get(key)
+        try:
+            spec = usable(database, key)
+            target = await resolve(spec, key, self._secrets)
+            inspection = await self._inspector.inspect(
+                target=target,
+                checks=(check for each in checks.values() for check in each.values()),
+                allow_superuser=spec.allow_superuser,
+            )
+        except Problem as found:
+            problem = found
+        if database is not None and self._registry.databases.get(key) is database:
+            self._report_database(database, problem, inspection)
+        for policy in policies:
+            if self._registry.policies.get(policy.key) is not policy:
+                continue  # changed or gone meanwhile; the change has asked again
+            policy.problem = self._own_problem(policy) or problem
+            policy.note = None
+            if policy.problem is None and inspection is not None:
+                policy.problem, policy.note = _judge(checks[policy.key], inspection)
+            self._judged(policy)
+
+    def _own_problem(self, policy: Policy) -> Problem | None:
+        """What the policies and databases by themselves forbid."""
+        shared = self._registry.sharing_problem(policy)
+        if shared is not None:
+            return shared
+        database = self._registry.databases.get(policy.database_key) if policy.database_key else None
+        if policy.spec is not None and database is not None and database.spec is not None:
+            too_long = check_timeouts(policy.spec, limits=database.spec.limits)
+            if too_long:
+                return Problem(RefreshReason.INVALID_SPEC, too_long[0])
+        return None
+
+    def _report_database(self, database: Database, problem: Problem | None, inspection: Inspection | None) -> None:
+        problem = database.problem or problem
+        if problem is None:
+            statements = [Statement(READY, "True", "Connected", "The server answers, and the role may work there.")]
+        else:
+            statements = not_ready(problem.reason, problem.message)
+        if problem is not None and problem.reason is RefreshReason.DATABASE_SUSPENDED:
+            statements = [Statement(READY, "True", "Suspended", "Nothing runs on this database until it is resumed.")]
+        self._reporter.database(
+            database,
+            MatviewDatabaseStatus(
+                observed_generation=database.generation,
+                conditions=merge(
+                    database.conditions, statements, generation=database.generation, now=self._clock.now()
+                ),
+                server=database.status.server if inspection is None else _server_status(inspection.server),
+            ),
+        )
+
+
+def _checks(policy: Policy) -> dict[ViewName, ViewCheck]:
+    spec = policy.spec
+    if spec is None:
+        return {}
+    names = {ViewName(view.schema_name, view.name): view for view in spec.views}
+    return {
+        name: ViewCheck(view=name, concurrently=view.concurrently or spec.concurrently, isolation=spec.isolation)
+        for name, view in names.items()
+    }
+
+
+def _judge(checks: dict[ViewName, ViewCheck], inspection: Inspection) -> tuple[Problem | None, str | None]:
+    blocking: list[str] = []
+    for name, check in checks.items():
+        answer = inspection.answers[check]
+        if isinstance(answer, Problem):
+            return answer, None
+        if answer.reason is RefreshReason.NO_UNIQUE_INDEX:
+            blocking.append(str(name))
+    if not blocking:
+        return None, None
+    return None, (
+        f"Readers wait while {', '.join(blocking)} is refreshed: it has no unique index on plain columns without "
+        "WHERE. Create one, and refreshes will run CONCURRENTLY."
+    )
+
+
+def _server_status(facts: ServerFacts) -> ServerStatus:
+    return ServerStatus(
+        version=facts.version,
+        system_identifier=facts.system_identifier or "",
+        database=facts.database,
+        role=facts.role,
+        superuser=facts.superuser,
+        in_recovery=facts.in_recovery,
+        bookkeeping=facts.bookkeeping,
+    )

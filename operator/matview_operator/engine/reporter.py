@@ -1,0 +1,155 @@
+"""Status documents on their way to the API server: the newest per object, written until the server has it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from random import Random
+
+from matview_operator.api.database import MatviewDatabaseStatus
+from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
+from matview_operator.domain.conditions import transitions
+from matview_operator.domain.reading import read_policy_status
+from matview_operator.engine.ports import (
+    ApiUnavailable,
+    Events,
+    ObjectGone,
+    ObjectRef,
+    Status,
+    StatusConflict,
+    StatusRefused,
+    StatusWriter,
+)
+from matview_operator.engine.registry import Database, Policy, Registry
+
+log = logging.getLogger(__name__)
+
+WRITERS = 4
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+class Reporter:
+    """Keeps the newest unwritten document of each object: bounded memory through any outage."""
+
+    def __init__(self, *, registry: Registry, writer: StatusWriter, events: Events, random: Random) -> None:
+        self._registry = registry
+        self._writer = writer
+        self._events = events
+        self._random = random
+        self._pending: dict[ObjectRef, Status] = {}
+        self._writing: set[ObjectRef] = set()
+        self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def pending(self) -> int:
+        """How many documents wait to be written."""
+        return len(self._pending)
+
+    def policy(self, policy: Policy, status: MatviewRefreshPolicyStatus) -> None:
+        """Make this the policy's status; nothing happens if it says nothing new."""
+        if status == policy.status:
+            return
+        for transition in transitions(policy.status.conditions, status.conditions):
+            self._events.record(policy.ref, transition)
+        policy.status = status
+        self._enqueue(policy.ref, status)
+
+    def database(self, database: Database, status: MatviewDatabaseStatus) -> None:
+        """Make this the database's status; nothing happens if it says nothing new."""
+        if status == database.status:
+            return
+        for transition in transitions(database.status.conditions, status.conditions):
+            self._events.record(database.ref, transition)
+        database.status = status
+        self._enqueue(database.ref, status)
+
+    def forget(self, ref: ObjectRef) -> None:
+        """Drop what waits for a deleted object."""
+        self._pending.pop(ref, None)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        async with asyncio.TaskGroup() as writers:
+            for _ in range(WRITERS):
+                writers.create_task(self._write_forever())
+
+    async def flush(self, *, seconds: float) -> None:
+        """Wait until all is written, for so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d statuses were not written", self.pending, extra={"action": "status_flush"})
+
+    def _enqueue(self, ref: ObjectRef, status: Status) -> None:
+        self._pending[ref] = status
+        self._idle.clear()
+        self._changed.set()
+
+    async def _write_forever(self) -> None:
+        failures = 0
+        while True:
+            ref = next((ref for ref in self._pending if ref not in self._writing), None)
+            if ref is None:
+                if not self._pending and not self._writing:
+                    self._idle.set()
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            status = self._pending.pop(ref)
+            self._writing.add(ref)
+            try:
+                await self._write(ref, status)
+                failures = 0
+            except ApiUnavailable as error:
+                failures += 1
+                self._pending.setdefault(ref, status)
+                pause = error.retry_after or min(_LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(failures, 6))
+                log.warning("status not written: %s", error, extra={"action": "status_write", "object": str(ref.key)})
+                await asyncio.sleep(pause * self._random.uniform(0.5, 1.0) if error.retry_after is None else pause)
+            finally:
+                self._writing.discard(ref)
+                # Another writer may have gone to sleep because only this object was left.
+                self._changed.set()
+
+    async def _write(self, ref: ObjectRef, status: Status) -> None:
+        versions = self._registry.resource_versions
+        version = versions.get(ref.uid)
+        if version is None:
+            return  # forgotten meanwhile
+        try:
+            written = await self._writer.write(ref, status, resource_version=version)
+        except ObjectGone:
+            versions.pop(ref.uid, None)
+        except StatusRefused as error:
+            log.error(  # noqa: TRY400 - the error is the API server's; our trace says nothing
+                "the API server refuses this status: %s",
+                error,
+                extra={"action": "status_write", "object": str(ref.key)},
+            )
+        except StatusConflict as conflict:
+            if ref.uid not in versions:
+                return
+            versions[ref.uid] = conflict.resource_version
+            if _is_newer(conflict.stored, status):
+                return
+            if ref not in self._pending:
+                self._pending[ref] = status
+        else:
+            if ref.uid in versions:
+                versions[ref.uid] = written
+
+
+def _is_newer(stored: object, ours: Status) -> bool:
+    """Whether the stored status knows of a later slot than ours: then another process has gone on without us."""
+    if not isinstance(ours, MatviewRefreshPolicyStatus):
+        return False
+    theirs = read_policy_status(stored)
+    if theirs.last_slot_time is not None and (
+        ours.last_slot_time is None or theirs.last_slot_time > ours.last_slot_time
+    ):
+        return True
+    latest = [status.history[0].started_at for status in (theirs, ours) if status.history]
+    return len(latest) == 2 and latest[0] > latest[1]  # noqa: PLR2004 - one of each

@@ -1,0 +1,31 @@
+"""Settings of the operator's process, from the environment (prefix MATVIEW_) or the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Each field is an environment variable with the prefix MATVIEW_, and an option of `matview-operator run`."""
+
+    model_config = SettingsConfigDict(env_prefix="MATVIEW_", frozen=True, extra="ignore")
+
+    namespaces: Annotated[tuple[str, ...], NoDecode] = ()
+    """Namespaces to watch; all if none is named. In the environment separated by commas."""
+    host: str = "0.0.0.0"  # noqa: S104 - in a pod Prometheus and the kubelet come from outside
+    """Address that /metrics, /healthz and /readyz listen on."""
+    port: int = Field(default=8080, ge=1, le=65535)
+    """Port that /metrics, /healthz and /readyz listen on."""
+    max_concurrent_refreshes: int = Field(default=32, ge=1, le=1000)
+    """Refreshes at once over all databases; each database has its own limit besides."""
+    shutdown_grace_seconds: float = Field(default=20, ge=0, le=3600)
+    """How long SIGTERM lets runs end before it stops them; less than terminationGracePeriodSeconds."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """What is logged at least."""
+    log_format: Literal["json", "text"] = "json"
+    """json for machines, text for a terminal."""
+    revision: str = "unknown"
+    """Commit that the image was built from, for matview_build_info."""
