@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -43,6 +44,8 @@ def pytest_configure() -> None:
     for name in [*os.environ]:
         if (name.startswith(("PG", "MATVIEW_")) and name != "MATVIEW_SANDBOX_CACHE") or name == "DATABASE_URL":
             del os.environ[name]
+    # looptime asks for the current loop at synchronous tests too; before 3.14, asking makes one that nobody closes.
+    asyncio.set_event_loop(None)
 
 
 @pytest.hookimpl(wrapper=True)
