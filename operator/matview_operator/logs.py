@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from matview_operator.settings import Settings
+
+_KOPF_ATTRIBUTES = ("k8s_ref", "k8s_skip", "settings")
+"""What kopf hangs on its records for its own handlers; its settings are no JSON."""
 
 _FIELDS = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -17,11 +21,14 @@ def configure_logs(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     if settings.log_format == "json":
         handler.setFormatter(
-            JsonFormatter(_FIELDS, rename_fields={"asctime": "time", "levelname": "level", "name": "logger"})
+            JsonFormatter(
+                _FIELDS,
+                rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+                reserved_attrs=[*RESERVED_ATTRS, *_KOPF_ATTRIBUTES],
+            )
         )
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    # Kopf tells each event of the watch at DEBUG and the libraries below repeat it.
-    for chatty in ("kopf.objects", "aiohttp.access", "asyncio"):
-        logging.getLogger(chatty).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[settings.log_level]))
+    # Kopf says of each event of the watch that its handler succeeded.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)

@@ -15,6 +15,9 @@ FRESH = "Fresh"
 STALLED = "Stalled"
 RECONCILING = "Reconciling"
 
+BLOCKING = "BlockingRefresh"
+"""Ready, but readers wait during a refresh."""
+
 FAILED_SLOTS_UNTIL_NOT_READY = 3
 
 NEEDS_A_PERSON = frozenset(
@@ -96,7 +99,7 @@ def transitions(previous: Iterable[Condition], current: Iterable[Condition]) -> 
         former = before.get(condition.type)
         if condition.type not in (READY, FRESH) or former == (condition.status, condition.reason):
             continue
-        if condition.status == "False":
+        if condition.status == "False" or condition.reason == BLOCKING:
             events.append(Transition("Warning", condition.reason, condition.message))
         elif condition.status == "True" and (former is None or former[0] != "True"):
             events.append(Transition("Normal", condition.reason, condition.message))

@@ -10,6 +10,7 @@ from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import HistoryEntry, MatviewRefreshPolicyStatus, ViewStatus
 from matview_operator.domain.conditions import (
+    BLOCKING,
     FAILED_SLOTS_UNTIL_NOT_READY,
     FRESH,
     READY,
@@ -171,7 +172,7 @@ def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[S
     if standing.suspended:
         return [Statement(READY, "True", "Suspended", "The schedule is suspended; requested refreshes still run.")]
     if standing.note is not None:
-        return [Statement(READY, "True", "BlockingRefresh", standing.note)]
+        return [Statement(READY, "True", BLOCKING, standing.note)]
     return [Statement(READY, "True", "Scheduled", "The views can be refreshed; see status.nextSlotTime.")]
 
 

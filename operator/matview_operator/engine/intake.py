@@ -54,6 +54,7 @@ class Intake:
         if former is not None and _owes_nothing(former, policy):
             self._supervisor.resume(policy)
         self._supervisor.schedule(policy)
+        self._supervisor.announce(policy)
         if policy.database_key is None:
             self._supervisor.publish(policy, policy.status)
         else:

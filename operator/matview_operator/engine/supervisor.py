@@ -108,6 +108,21 @@ class Supervisor:
             self._take(policy, timetable, newest)
         self.timers.set(policy.key, timetable.next_after(now))
 
+    def announce(self, policy: Policy) -> None:
+        """Log a schedule that was loaded or changed."""
+        timetable, due = policy.timetable, self.timers.due(policy.key)
+        log.info(
+            "schedule of %s loaded",
+            policy.key,
+            extra={
+                "action": "schedule_loaded",
+                "policy": str(policy.key),
+                "schedule": None if timetable is None else timetable.describe(),
+                "next_slot": None if due is None else due.isoformat(),
+                "invalid": None if policy.spec is not None or policy.problem is None else policy.problem.message,
+            },
+        )
+
     def resume(self, policy: Policy) -> None:
         """Let slots count from now on: a schedule that changed or was suspended owes nothing for before."""
         policy.taken_until = max(policy.taken_until, self._clock.now())

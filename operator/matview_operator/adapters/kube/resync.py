@@ -51,9 +51,7 @@ class Resync:
             self._intake.database_seen(database)
         for policy in policies:
             self._intake.policy_seen(policy)
-        log.info(
-            "loaded %d policies and %d databases", len(policies), len(databases), extra={"action": "schedule_loaded"}
-        )
+        log.info("loaded %d policies and %d databases", len(policies), len(databases), extra={"action": "load"})
 
     async def run(self) -> None:
         """Prune until cancelled."""
