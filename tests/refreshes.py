@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from matview_operator.domain.run import Run, request_id
 from matview_operator.domain.view import ViewName
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tests.database import Database, Gateway
 
     from matview_operator.domain.result import RefreshResult
@@ -118,3 +121,23 @@ async def refreshing_backend(database: Database) -> int:
         if isinstance(pid, int):
             return pid
         await asyncio.sleep(0.01)
+
+
+async def settled(ask: Callable[[], Awaitable[object]], expected: object, *, seconds: float = 5) -> None:
+    """Wait until an answer is the expected one; for what a server does a moment after it has answered."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = await ask()
+        if answer == expected:
+            return
+        assert time.monotonic() < deadline, f"still {answer!r} after {seconds} s, not {expected!r}"
+        await asyncio.sleep(0.01)
+
+
+async def backends(database: Database, role: str = MV_OPERATOR) -> object:
+    """Return how many connections of a role the database has."""
+    return await database.value_as(
+        SUPERUSER,
+        "select count(*) from pg_stat_activity where datname = current_database() and usename = $1",
+        role,
+    )

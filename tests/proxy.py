@@ -1,0 +1,146 @@
+"""A TCP proxy between the operator and PostgreSQL that loses what a network can lose, at a chosen statement."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Self
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Loss = Literal["request", "answer"]
+"""What is lost first: the statement, so that the server never sees it, or only what the server says to it."""
+
+_HEADER_BYTES = 5
+_STARTUP_HEADER_BYTES = 4
+_PARSE, _EXECUTE, _PASSWORD = b"P", b"E", b"p"
+
+
+@dataclass(slots=True, kw_only=True)
+class Fault:
+    """Happens once, when a connection executes a statement that starts with `statement`, in lower case."""
+
+    statement: str
+    """`startup` is a connection's first message, `password` the first of its authentication."""
+    loses: Loss
+    silent: bool = False
+    """Silence: both sides stay connected and hear nothing more. Else the client's side is closed."""
+    network_too: bool = False
+    """From then on no new connection hears anything either."""
+    happened: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server has done what it does with the statement, and nobody will hear of it."""
+
+
+class Proxy:
+    """A way to a server, to be used with `async with`. Understands just enough of the protocol to find statements."""
+
+    def __init__(self, port: int, *faults: Fault) -> None:
+        """`port` is the server's, on loopback."""
+        self._server_port = port
+        self._faults = [*faults]
+        self._is_dead = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.port = 0
+        self.connections = 0
+        """How many were accepted."""
+
+    async def __aenter__(self) -> Self:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._listener.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def url(self, *, user: str, password: str, database: str) -> str:
+        """Return a URL of the server by way of this proxy."""
+        return f"postgresql://{quote(user)}:{quote(password)}@127.0.0.1:{self.port}/{quote(database)}"
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            if self._is_dead:
+                await asyncio.Event().wait()
+            await self._carry(reader, writer)
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _carry(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
+        answers = asyncio.create_task(_pump(server, to_client))
+        try:
+            fault, statement = await self._forward_until_fault(client, to_server)
+            if fault.loses == "answer":
+                # All earlier answers have been carried, or the client would not have sent this.
+                await _end(answers)
+                to_server.write(statement)
+                await server.readexactly(1)
+            self._is_dead = fault.network_too
+            fault.happened.set()
+            if fault.silent:
+                await _end(answers)
+                await asyncio.Event().wait()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            await _end(answers)
+            to_server.close()
+
+    async def _forward_until_fault(
+        self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter
+    ) -> tuple[Fault, bytes]:
+        """Forward messages until one meets a fault; return that one too, with the Sync behind an Execute."""
+        message = await _read(client, header_bytes=_STARTUP_HEADER_BYTES)
+        fault = self._fault_at("startup")
+        statement = ""
+        while fault is None:
+            to_server.write(message)
+            message = await _read(client, header_bytes=_HEADER_BYTES)
+            kind = message[:1]
+            if kind == _PARSE:
+                statement = message[_HEADER_BYTES:].split(b"\0")[1].decode().strip().lower()
+            elif kind == _PASSWORD:
+                fault = self._fault_at("password")
+            elif kind == _EXECUTE:
+                fault = self._fault_at(statement)
+                if fault is not None:
+                    message += await _read(client, header_bytes=_HEADER_BYTES)
+        return fault, message
+
+    def _fault_at(self, statement: str) -> Fault | None:
+        for fault in self._faults:
+            if statement.startswith(fault.statement):
+                self._faults.remove(fault)
+                return fault
+        return None
+
+
+async def _read(client: asyncio.StreamReader, *, header_bytes: int) -> bytes:
+    header = await client.readexactly(header_bytes)
+    return header + await client.readexactly(int.from_bytes(header[-4:], "big") - 4)
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while chunk := await source.read(65_536):
+            target.write(chunk)
+            await target.drain()
+        target.close()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
