@@ -124,6 +124,13 @@ class ServerProcess:
         """The exit code, negative for a signal; None while it runs."""
         return self._popen.poll()
 
+    def listens_on(self, port: int) -> bool:
+        """Tell whether this very process listens: another's server on a port we lost would answer just as well."""
+        with suppress(psutil.Error):
+            connections = psutil.Process(self.pid).net_connections(kind="tcp")
+            return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
+        return False
+
     def wait_ready(self, check: Callable[[], bool], *, timeout: float, what: str = "ready") -> None:
         """Return as soon as `check` is true; raise SandboxError after `timeout` s, or once the process died.
 

@@ -7,10 +7,9 @@ import http.client
 import os
 import signal
 import ssl
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Self
 
-import psutil
 from rich.console import Console
 
 from sandbox.controlplane.binaries import Binaries
@@ -139,7 +138,7 @@ class ControlPlane(Cluster):
             "--log-level=warn",
         )
         etcd = self._etcd
-        etcd.wait_ready(lambda: _listens(etcd, port=self._etcd_port), timeout=_READY_SECONDS)
+        etcd.wait_ready(lambda: etcd.listens_on(self._etcd_port), timeout=_READY_SECONDS)
 
     def _start_first_apiserver(self) -> None:
         self._port = free_port()
@@ -202,11 +201,3 @@ def _retry_ports(start: Callable[[], None]) -> None:
                 raise
         else:
             return
-
-
-def _listens(process: ServerProcess, *, port: int) -> bool:
-    """Tell whether this very process listens: another's etcd on a port we lost would answer just as well."""
-    with suppress(psutil.Error):
-        connections = psutil.Process(process.pid).net_connections(kind="tcp")
-        return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
-    return False
