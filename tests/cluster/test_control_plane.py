@@ -204,6 +204,7 @@ def test_the_users_own_kubeconfig_and_home_do_not_matter(
 
     assert theirs.read_text() == "not even YAML: {"
     assert not list(home.iterdir())
+    assert (own_plane.kubeconfig.with_name("home") / ".kube" / "cache").is_dir(), "where kubectl remembers"
 
 
 def test_a_failure_says_what_kubectl_said_and_not_what_it_was_given(control_plane: Cluster) -> None:
@@ -227,6 +228,7 @@ def test_current_means_the_current_context_and_leaves_it_alone(
     before = theirs.read_bytes()
 
     with ExistingCluster.current(tmp_path / "work") as existing:
+        assert theirs.read_bytes() == before
         # Somebody switches contexts meanwhile: ours stays what it was.
         theirs.write_text("")
         assert existing.context == "sandbox"
@@ -235,7 +237,6 @@ def test_current_means_the_current_context_and_leaves_it_alone(
         existing.service_account_kubeconfig(namespace="default", name="default", path=tmp_path / "account")
         existing.run_kubectl("auth", "whoami", kubeconfig=tmp_path / "account")
 
-    assert before == own_plane.kubeconfig.read_bytes()
     assert not existing.kubeconfig.exists()
     own_plane.run_kubectl("get", "namespaces")
 

@@ -145,6 +145,7 @@ def test_a_build_says_its_price_counts_every_package_and_writes_nowhere_else(
     assert lines[-1].startswith("Linking: ")
     assert "(100 %)" in lines[-1]
     assert str(folder) in last
+    subprocess.run([folder / "hello"], check=True)
     assert not list(home.iterdir())
 
     said.truncate(0)
