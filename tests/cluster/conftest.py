@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -11,10 +12,10 @@ import pytest
 from rich.console import Console
 from sandbox.controlplane import Cluster, ControlPlane, ExistingCluster
 from sandbox.controlplane.binaries import Binaries
+from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from pathlib import Path
 
 CLUSTER_VARIABLE = "TEST_CLUSTER"
 _LOG_LINES = 40
@@ -22,13 +23,17 @@ _LOG_LINES = 40
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Have the programs before the first test: no test's time limit is meant for minutes of compiling."""
-    wanted = any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items)
-    if not wanted or session.config.option.collectonly or _wants_current():
+    ours = any(item.path.is_relative_to(Path(__file__).parent) for item in session.items)
+    if not ours or session.config.option.collectonly:
         return
+    _wants_current()
     capture = session.config.pluginmanager.getplugin("capturemanager")
     assert capture is not None
     with capture.global_and_fixture_disabled():
-        Binaries.obtain(console=Console())
+        try:
+            Binaries.obtain(console=Console())
+        except SandboxError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.hookimpl(wrapper=True)
