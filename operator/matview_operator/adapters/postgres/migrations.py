@@ -1,6 +1,7 @@
 """`matview-operator migrate`: install, remove and check the bookkeeping schema.
 
-One migration at a time in a process, because alembic keeps the running one in a global; any number of processes. Imports alembic and SQLAlchemy, which the running operator does not need: only the command line imports this module.
+One migration at a time in a process, because alembic keeps the running one in a global; any number of processes.
+Imports alembic and SQLAlchemy, which the running operator does not need: only the command line imports this module.
 """
 
 from __future__ import annotations
