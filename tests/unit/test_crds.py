@@ -100,7 +100,8 @@ def test_everything_has_bounds(resource: Resource) -> None:
 @every_resource
 def test_every_field_is_explained(resource: Resource) -> None:
     for path, schema in walk(schema_of(resource)):
-        if path.endswith("[]"):  # the list says it
+        if path.endswith("[]"):
+            assert "description" not in schema, f"{path}: the list says it, to users; a class says it to developers"
             continue
         description = schema.get("description", "")
         assert len(description) > 15, f"{path}: {description}"

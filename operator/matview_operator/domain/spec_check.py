@@ -14,7 +14,7 @@ from cronsim import CronSim, CronSimError
 
 from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec, Schedule
-from matview_operator.api.scalar import CRON, SETTING, TIME_ZONE
+from matview_operator.api.scalar import CRON, SETTING
 from matview_operator.domain.errors import InvalidName
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import GLOBAL, IDENTIFIER_BYTES, ViewName
@@ -81,11 +81,9 @@ def _cron_problem(cron: str) -> str | None:
 
 
 def _is_known_zone(key: str) -> bool:
-    if not re.fullmatch(TIME_ZONE, key):  # ZoneInfo looks keys up in the file system
-        return False
     try:
         ZoneInfo(key)
-    except (ValueError, KeyError, OSError):  # a malformed key or file; unknown; a directory such as "America"
+    except (ValueError, KeyError, OSError):  # a key that leaves the database's folder; unknown; a folder itself
         return False
     return True
 
