@@ -13,10 +13,17 @@ from rich.console import Console
 from sandbox.controlplane import Cluster, ControlPlane, ExistingCluster
 from sandbox.controlplane.binaries import Binaries
 from sandbox.errors import SandboxError
+from sandbox.operator_process import OperatorProcess
+from sandbox.postgres import PostgresServer
+from tests.cluster.tenant import Tenant
+from tests.databases import Databases
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import AsyncIterator, Generator, Iterator
 
+    from tests.database import Database
+
+MANIFESTS = Path(__file__).parents[2] / "manifests"
 CLUSTER_VARIABLE = "TEST_CLUSTER"
 _LOG_LINES = 40
 
@@ -43,6 +50,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     cluster = getattr(item, "funcargs", {}).get("control_plane")
     if report.failed and isinstance(cluster, Cluster):
         report.sections.extend((f"End of {log.name}", _end_of(log)) for log in cluster.logs)
+    operator = getattr(item, "funcargs", {}).get("operator")
+    if report.failed and isinstance(operator, OperatorProcess):
+        report.sections.append(("End of the operator's log", _end_of(operator.log)))
     return report
 
 
@@ -73,6 +83,43 @@ def namespace(control_plane: Cluster) -> Iterator[str]:
     control_plane.run_kubectl("create", "namespace", name)
     yield name
     control_plane.run_kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def installed(control_plane: Cluster) -> Cluster:
+    """The cluster with CRDs, ServiceAccount and role, as the README installs them."""
+    control_plane.run_kubectl("apply", "-k", str(MANIFESTS / "cluster"))
+    return control_plane
+
+
+@pytest.fixture(scope="session")
+def operator(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """The operator as a process under its own role, for all namespaces and for the whole session."""
+    directory = tmp_path_factory.mktemp("operator")
+    with OperatorProcess.start(control_plane=installed, directory=directory) as process:
+        process.wait_ready()
+        yield process
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """The databases of a PostgreSQL 18 for the whole session."""
+    directory = tmp_path_factory.mktemp("pg18")
+    with PostgresServer.start(version=18, directory=directory, in_memory=True) as server:
+        yield Databases(server)
+
+
+@pytest.fixture
+async def pg(databases: Databases) -> AsyncIterator[Database]:
+    """An empty database with the ledger."""
+    async with databases.lend("ledger") as made:
+        yield made
+
+
+@pytest.fixture
+def tenant(installed: Cluster, namespace: str, pg: Database) -> Tenant:
+    """A namespace and a database; no operator by itself."""
+    return Tenant(cluster=installed, namespace=namespace, database=pg)
 
 
 def _wants_current() -> bool:
