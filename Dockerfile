@@ -16,7 +16,7 @@ RUN python -m venv --without-pip /opt/matview-operator \
 RUN pip install --require-hashes --only-binary=:all: --requirement requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY operator operator
-COPY alembic alembic
+COPY alembic/bookkeeping alembic/bookkeeping
 RUN pip wheel --no-build-isolation --no-deps --wheel-dir /wheels . \
  && pip --python /opt/matview-operator/bin/python install --no-index --no-deps /wheels/*.whl
 
