@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pwd
 import re
@@ -15,8 +16,8 @@ from pathlib import Path
 import psutil
 
 # Every folder in these two is made by mkdtemp.
-_DISK = Path("/var/tmp")  # noqa: S108
-_MEMORY = Path("/dev/shm")  # noqa: S108
+DISK = Path("/var/tmp")  # noqa: S108
+MEMORY = Path("/dev/shm")  # noqa: S108
 _MEMORY_BYTES = 2_000_000_000
 _PREFIX = "matview-sandbox-"
 
@@ -41,8 +42,7 @@ def server_account() -> Account | None:
 class ServerHome:
     """A folder that a server's account can reach: in the given folder, or for root under /var/tmp.
 
-    Owned by whoever created it, who calls `remove`. What a SIGKILL left behind outside the given folder goes with
-    the next `create`.
+    Owned by whoever created it, who calls `remove`. What a SIGKILL left behind goes with the next `create`.
     """
 
     path: Path
@@ -56,16 +56,19 @@ class ServerHome:
         """
         account = server_account()
         if in_memory and _memory_is_usable():
-            shared = _MEMORY
+            parent = MEMORY
         elif account is not None:
-            shared = _DISK
+            parent = DISK
         else:
-            directory.mkdir(parents=True, exist_ok=True)
-            return cls(path=Path(tempfile.mkdtemp(prefix=f"{name}-", dir=directory)), account=None)
-        _sweep_abandoned(shared)
-        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{name}-", dir=shared))
-        # Others may pass through it; what is in it is the server's alone.
-        path.chmod(0o755)
+            parent = directory
+            parent.mkdir(parents=True, exist_ok=True)
+        _sweep_abandoned(parent)
+        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{name}-", dir=parent))
+        # For a Ctrl-C that comes before our caller has written down what we return.
+        atexit.register(shutil.rmtree, path, ignore_errors=True)
+        if account is not None:
+            # Others may pass through it; what is in it is the server's alone.
+            path.chmod(0o755)
         return cls(path=path, account=account)
 
     def give(self, path: Path) -> None:
@@ -92,16 +95,16 @@ def reachable(path: Path) -> bool:
 def _memory_is_usable() -> bool:
     # Containers often mount it without the right to run programs in it, or with 64 MB.
     return (
-        _MEMORY.is_dir()
-        and os.access(_MEMORY, os.W_OK)
-        and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
-        and shutil.disk_usage(_MEMORY).free >= _MEMORY_BYTES
+        MEMORY.is_dir()
+        and os.access(MEMORY, os.W_OK)
+        and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+        and shutil.disk_usage(MEMORY).free >= _MEMORY_BYTES
     )
 
 
-def _sweep_abandoned(shared: Path) -> None:
+def _sweep_abandoned(parent: Path) -> None:
     """Remove our homes whose owner died without a chance to do it (the name holds its process id)."""
-    for folder in shared.glob(f"{_PREFIX}*"):
+    for folder in parent.glob(f"{_PREFIX}*"):
         match = re.match(rf"{_PREFIX}(\d+)-", folder.name)
         with suppress(OSError):
             ours = folder.lstat().st_uid == os.geteuid()
