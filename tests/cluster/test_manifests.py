@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from tests.cluster.objects import establish_crds
 
 from matview_operator.domain.reading import read_database, read_policy
 
@@ -46,15 +47,6 @@ RESOURCES = (
     "clusterrolebindings.rbac.authorization.k8s.io",
     "customresourcedefinitions.apiextensions.k8s.io",
 )
-
-
-@pytest.fixture(scope="module")
-def installed(control_plane: Cluster) -> None:
-    """Install the operator for all namespaces, for real. It stays: other tests may be using it."""
-    control_plane.run_kubectl("apply", "-k", str(ROOT / "manifests/cluster"))
-    control_plane.run_kubectl(
-        "wait", "--for=condition=Established", "--timeout=30s", "crd", "-l", "app.kubernetes.io/name=matview-operator"
-    )
 
 
 @pytest.fixture
@@ -253,7 +245,6 @@ def test_the_service_reaches_the_pods_metrics(control_plane: Cluster, installati
     assert probes == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
 
 
-@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("tenant", ["tenant-a", "tenant-b"])
 def test_the_samples_are_taken_by_the_server_and_by_the_operator(
     control_plane: Cluster, namespace: str, tenant: str
@@ -266,6 +257,7 @@ def test_the_samples_are_taken_by_the_server_and_by_the_operator(
     for document in documents:
         document["metadata"]["namespace"] = namespace
 
+    establish_crds(control_plane)
     stored = create(control_plane, documents, "--dry-run=server")
 
     databases = [read_database(body) for body in stored if body["kind"] == "MatviewDatabase"]
