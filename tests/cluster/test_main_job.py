@@ -50,7 +50,7 @@ async def test_h_e_a_tick_really_refreshes_and_is_told(operator: OperatorProcess
     assert loaded[0]["next_slot"]
 
 
-async def test_columns_say_what_matters(operator: OperatorProcess, tenant: Tenant) -> None:  # noqa: ARG001
+async def test_columns_say_what_matters(operator: OperatorProcess, tenant: Tenant) -> None:  # noqa: ARG001 - it has to run
     await tenant.database.make_view()
     tenant.connect()
     tenant.apply(policy("sales", "mv", tenantId="acme", schedule={"cron": "0 3 * * *", "timeZone": "Europe/Berlin"}))
@@ -82,7 +82,7 @@ async def test_columns_say_what_matters(operator: OperatorProcess, tenant: Tenan
     assert re.split(r"\s{2,}", row)[1:3] == ["True", "True"]
 
 
-async def test_no_run_on_apply_and_no_write_when_idle(operator: OperatorProcess, tenant: Tenant) -> None:  # noqa: ARG001
+async def test_no_run_on_apply_and_no_write_when_idle(operator: OperatorProcess, tenant: Tenant) -> None:  # noqa: ARG001 - it has to run
     await tenant.database.make_view()
     tenant.connect()
     tenant.apply(policy("idle", "mv"))

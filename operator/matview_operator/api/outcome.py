@@ -43,8 +43,8 @@ class RefreshReason(ClosedSet):
     DATABASE_NOT_READY = "DatabaseNotReady"
     DATABASE_SUSPENDED = "DatabaseSuspended"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a secret
-    SECRET_FORBIDDEN = "SecretForbidden"  # noqa: S105
-    SECRET_INVALID = "SecretInvalid"  # noqa: S105
+    SECRET_FORBIDDEN = "SecretForbidden"  # noqa: S105 - a reason, not a secret
+    SECRET_INVALID = "SecretInvalid"  # noqa: S105 - a reason, not a secret
     SHARED_VIEW = "SharedView"
 
     # What the server or its catalogue says.

@@ -70,7 +70,7 @@ class ViewName:
             parts.append(quoted.replace('""', '"') if quoted is not None else bare.translate(_FOLD))
             position = match.end()
             if position == len(text) and len(parts) in (1, 2):
-                return cls(*parts) if len(parts) == 2 else cls("public", parts[0])  # noqa: PLR2004
+                return cls(*parts) if len(parts) == 2 else cls("public", parts[0])  # noqa: PLR2004 - schema and name
             if text[position : position + 1] != ".":
                 break
             position += 1
