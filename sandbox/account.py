@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 
 # Every folder in these two is made by mkdtemp.
-DISK = Path("/var/tmp")  # noqa: S108
-MEMORY = Path("/dev/shm")  # noqa: S108
+DISK = Path("/var/tmp")  # noqa: S108 - see above
+MEMORY = Path("/dev/shm")  # noqa: S108 - see above
 _MEMORY_BYTES = 2_000_000_000
 _PREFIX = "matview-sandbox-"
 
