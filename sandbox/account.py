@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import psutil
 DISK = Path("/var/tmp")  # noqa: S108 - see above
 MEMORY = Path("/dev/shm")  # noqa: S108 - see above
 _MEMORY_BYTES = 2_000_000_000
+_REMOVE_SECONDS = 5.0
 _PREFIX = "matview-sandbox-"
 
 
@@ -65,7 +67,7 @@ class ServerHome:
         _sweep_abandoned(parent)
         path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{name}-", dir=parent))
         # For a Ctrl-C that comes before our caller has written down what we return.
-        atexit.register(shutil.rmtree, path, ignore_errors=True)
+        atexit.register(_remove, path)
         if account is not None:
             # Others may pass through it; what is in it is the server's alone.
             path.chmod(0o755)
@@ -82,7 +84,7 @@ class ServerHome:
 
     def remove(self) -> None:
         """Delete the folder; nothing happens if it is gone."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
 
 
 def reachable(path: Path) -> bool:
@@ -90,6 +92,15 @@ def reachable(path: Path) -> bool:
     everyone = stat.S_IROTH | stat.S_IXOTH
     may_enter = all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents)
     return may_enter and path.stat().st_mode & everyone == everyone
+
+
+def _remove(folder: Path) -> None:
+    # A server that got its death signal a moment ago may add a file to a folder that is being emptied.
+    deadline = time.monotonic() + _REMOVE_SECONDS
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _memory_is_usable() -> bool:

@@ -161,9 +161,10 @@ class ServerProcess:
 
         Its group gets `signal`, and SIGKILL if it still runs after `timeout` s or on Ctrl-C meanwhile.
         """
-        # Asked before: PostgreSQL's backends have groups of their own, and orphans do not tell their parent.
-        family = self._descendants()
+        family: list[psutil.Process] = []
         try:
+            # Asked before: PostgreSQL's backends have groups of their own, and orphans do not tell their parent.
+            family = self._descendants()
             if self.alive:
                 self._signal_group(signal)
                 self._popen.wait(timeout)
@@ -171,6 +172,7 @@ class ServerProcess:
             pass
         finally:
             if self.alive:
+                family += self._descendants()
                 self._signal_group(signals.SIGKILL)
             for process in family:
                 with suppress(psutil.NoSuchProcess):
