@@ -18,6 +18,7 @@ from sandbox.scram import scram_verifier
 from tests.alembic_command import INI, SECTIONS, alembic
 from tests.database import APP_OWNER, MV_OPERATOR, OTHER_TENANT, quoted
 
+from matview_operator.adapters.postgres import migration_environment
 from matview_operator.adapters.postgres.migrations import check, downgrade, upgrade
 from matview_operator.api.database import Bookkeeping
 from matview_operator.domain.errors import MatviewError, Problem
@@ -39,6 +40,7 @@ RUN = """
 """
 UPGRADE = """
 import asyncio, os
+from matview_operator.adapters.postgres import migration_environment
 from matview_operator.adapters.postgres.migrations import upgrade
 asyncio.run(upgrade(os.environ["DATABASE_URL"], grant_to=[os.environ["GRANT_TO"]]))
 """
@@ -63,11 +65,6 @@ async def ledger_schema(database: Database) -> object:
 
 
 # H-A, R1, EG-1: migrations are deterministic.
-
-
-@pytest.mark.parametrize("section", SECTIONS)
-def test_h_a_a_section_has_a_single_head(section: str) -> None:
-    assert len(ScriptDirectory.from_config(Config(INI, ini_section=section)).get_heads()) == 1
 
 
 @only_18
@@ -187,6 +184,28 @@ async def test_h_a_through_a_pooler(
     assert await check(url) is Bookkeeping.MISSING
 
 
+@only_18
+@pytest.mark.parametrize(("ending", "message"), [("bound", "did not end within 2 s"), ("killed", "refused|lost")])
+async def test_h_a_a_migration_that_cannot_go_on_ends_and_leaves_nothing(
+    bare_database: Database, owner_url: str, monkeypatch: pytest.MonkeyPatch, ending: str, message: str
+) -> None:
+    holder = await bare_database.connect(SUPERUSER)
+    await holder.execute("begin; select pg_advisory_xact_lock(hashtextextended('matview-operator migration', 0))")
+    waiting = "select pid from pg_locks where locktype = 'advisory' and not granted"
+    monkeypatch.setattr(migration_environment, "TRANSACTION_SECONDS", 2.0 if ending == "bound" else 60.0)
+    migration = asyncio.create_task(upgrade(owner_url))
+    # A server sends no event when somebody waits, or is gone.
+    while (pid := await holder.fetchval(waiting)) is None:  # noqa: ASYNC110 - see above
+        await asyncio.sleep(0.05)
+    if ending == "killed":
+        await holder.execute("select pg_terminate_backend($1)", pid)
+    with pytest.raises(MatviewError, match=message):
+        await migration
+    while await holder.fetchval("select true from pg_stat_activity where pid = $1", pid):  # noqa: ASYNC110 - see above
+        await asyncio.sleep(0.05)
+    assert await ledger_schema(bare_database) is None
+
+
 # What is in the way is named, and stays as it was.
 
 
@@ -248,6 +267,7 @@ async def test_a_hostile_search_path_reaches_no_migration(bare_database: Databas
     )
     await upgrade(owner_url, grant_to=[MV_OPERATOR])
     operator = await bare_database.connect(MV_OPERATOR)
+    await operator.execute(RUN.replace("now()", "pg_catalog.now()"), "slot:1")
     assert await operator.fetchval("select matview_ops.prune('0')") == 0
     made = await bare_database.value_as(
         SUPERUSER, "select count(*) from pg_catalog.pg_tables where schemaname = 'evil'"
