@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from sandbox.errors import SandboxError
+from sandbox.migration import run_migration
 from sandbox.scram import scram_verifier
 
 if TYPE_CHECKING:
@@ -44,13 +41,13 @@ KEPT_DAYS = 117
 _ROOT = Path(__file__).resolve().parent.parent
 _PURCHASES = Path(__file__).with_suffix(".sql").read_text()
 _ROWS_PER_PURCHASE = 12
+_DIGITS = 9
 _NAMES = (
     ("Alpenglow Outdoor", "EUR"),
     ("Harbour Street Books", "GBP"),
     ("Kestrel Audio", "USD"),
     ("Sorrel & Thyme", "CHF"),
 )
-_MIGRATION_SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,9 @@ def tenant(number: int) -> Tenant:
     name, currency = _NAMES[number % len(_NAMES)]
     if number >= len(_NAMES):
         name = f"{name} {number // len(_NAMES) + 1}"
-    return Tenant(tenant_id=uuid.uuid5(uuid.NAMESPACE_OID, name), name=name, currency=currency)
+    # The first are the ones that manifests/samples names.
+    tenant_id = uuid.UUID(f"{number + 1}" * 32) if number < _DIGITS else uuid.uuid5(uuid.NAMESPACE_OID, name)
+    return Tenant(tenant_id=tenant_id, name=name, currency=currency)
 
 
 async def migrate_reference(admin_url: str) -> None:
@@ -75,24 +74,12 @@ async def migrate_reference(admin_url: str) -> None:
 
     The URL is a superuser's. Raises SandboxError with alembic's output.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "alembic", "-c", _ROOT / "alembic.ini", "-n", "reference", "upgrade", "head"),
-        # In the environment, because everybody can read a command line.
-        env={**os.environ, "DATABASE_URL": admin_url},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+    ini = str(_ROOT / "alembic.ini")
+    await run_migration(
+        *("-m", "alembic", "-c", ini, "-n", "reference", "upgrade", "head"),
+        database_url=admin_url,
+        what="Migrating the reference application",
     )
-    try:
-        async with asyncio.timeout(_MIGRATION_SECONDS):
-            output, _ = await process.communicate()
-    except BaseException:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        raise
-    if process.returncode != 0:
-        raise SandboxError(f"Migrating the reference application failed:\n{output.decode(errors='replace')}")
 
 
 async def set_role_passwords(admin_url: str, passwords: Mapping[str, str]) -> None:
