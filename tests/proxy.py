@@ -137,7 +137,7 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
         while chunk := await source.read(65_536):
             target.write(chunk)
             await target.drain()
-        target.close()
+    target.close()
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -86,7 +86,16 @@ def test_a_pooler_that_refuses_is_not_a_lost_connection() -> None:
     assert problem_of(server_error("08P01"), connecting=True).reason is Reason.CONNECT_REJECTED
 
 
-@pytest.mark.parametrize("error", [OSError(), EOFError(), asyncpg.InterfaceError("closed"), ConnectionResetError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(),
+        EOFError(),
+        ConnectionResetError(),
+        asyncpg.InterfaceError("closed"),
+        asyncpg.InternalClientError("cannot switch to state 12"),
+    ],
+)
 def test_what_has_no_state_is_the_connection(error: Exception) -> None:
     assert problem_of(error).reason is Reason.CONNECTION_LOST
     assert problem_of(error, connecting=True).reason is Reason.CONNECTION_FAILED

@@ -43,24 +43,37 @@ async def settle_unknown(
     """
     if seconds <= 0:
         return RefreshOutcome.UNKNOWN
-    session: Session | None = None
     try:
         async with asyncio.timeout(seconds):
-            session = await Session.open(target, seconds=seconds)
-            status = await _final_status(session, pending.xid)
-            if pending.claimed:
-                row = await session.row(
-                    queries.SETTLED_BY, run.policy_uid, pending.view_oid, run.slot_id, run.correlation_id
-                )
-                return RefreshOutcome.SUCCESS if row is not None else RefreshOutcome.INTERRUPTED
-            identity = await session.row(queries.IDENTITY)
-            if identity is None or (identity.system_identifier, identity.timeline) != pending.identity:
-                return RefreshOutcome.UNKNOWN
-            return {_COMMITTED: RefreshOutcome.SUCCESS, _ABORTED: RefreshOutcome.INTERRUPTED}.get(
-                status or "", RefreshOutcome.UNKNOWN
-            )
-    except (Problem, OSError, TimeoutError, *queries.DRIVER_ERRORS):
+            while True:
+                outcome = await _ask(target, run, pending, seconds=seconds)
+                if outcome is not None:
+                    return outcome
+                # A server whose backend crashed refuses connections for a moment.
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError:
         return RefreshOutcome.UNKNOWN
+
+
+async def _ask(target: ConnectionTarget, run: Run, pending: PendingCommit, *, seconds: float) -> RefreshOutcome | None:
+    """Return None when there was no answer."""
+    session: Session | None = None
+    try:
+        session = await Session.open(target, seconds=seconds)
+        status = await _final_status(session, pending.xid)
+        if pending.claimed:
+            row = await session.row(
+                queries.SETTLED_BY, run.policy_uid, pending.view_oid, run.slot_id, run.correlation_id
+            )
+            return RefreshOutcome.SUCCESS if row is not None else RefreshOutcome.INTERRUPTED
+        identity = await session.row(queries.IDENTITY)
+        if identity is None or (identity.system_identifier, identity.timeline) != pending.identity:
+            return RefreshOutcome.UNKNOWN
+        return {_COMMITTED: RefreshOutcome.SUCCESS, _ABORTED: RefreshOutcome.INTERRUPTED}.get(
+            status or "", RefreshOutcome.UNKNOWN
+        )
+    except (Problem, OSError, *queries.DRIVER_ERRORS):
+        return None
     finally:
         if session is not None:
             await session.close()

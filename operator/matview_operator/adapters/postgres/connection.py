@@ -72,7 +72,7 @@ async def close(connection: asyncpg.Connection[Row]) -> None:
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
             await connection.close()
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         connection.terminate()
 
 

@@ -64,8 +64,9 @@ LEDGER_WRITTEN = [
 ]
 LEDGER_GENERATED = ["run_id", "recorded_by", "settles", "finished_at"]
 
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError)
-"""What a statement can raise besides OSError and TimeoutError."""
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What a statement can raise besides OSError and TimeoutError. The last when a backend ended while we were not asking
+it anything."""
 
 BEGIN = "begin isolation level read committed read write"
 COMMIT = "commit"

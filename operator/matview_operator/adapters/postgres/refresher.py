@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import asyncpg
+
 from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.commit import settle_unknown
 from matview_operator.adapters.postgres.ledger import record_failure
@@ -107,8 +109,8 @@ def _problem(work: Work, error: Exception | asyncio.CancelledError) -> Problem:
 
 def _unanswered(work: Work, error: Exception | asyncio.CancelledError) -> bool:
     """Whether COMMIT may have been done though nobody said so."""
-    gone = work.session is None or work.session.closed
-    return gone or isinstance(error, (TimeoutError, OSError, asyncio.CancelledError))
+    answered = isinstance(error, (Problem, asyncpg.PostgresError))
+    return not answered or work.session is None or work.session.closed
 
 
 async def _settle(work: Work, problem: Problem) -> RefreshResult:

@@ -81,7 +81,7 @@ def problem_of(  # noqa: PLR0911 - a table of cases
             return Problem(Reason.CONNECTION_FAILED, "The server did not answer in time. Check host, port and network.")
         case TimeoutError():
             return Problem(Reason.TIMEOUT, "The run did not end within its timeout.")
-        case asyncpg.InterfaceError() | OSError() | EOFError():
+        case asyncpg.InterfaceError() | asyncpg.InternalClientError() | OSError() | EOFError():
             if connecting:
                 return Problem(Reason.CONNECTION_FAILED, cut(f"Cannot connect: {_system_text(error)}."))
             return Problem(Reason.CONNECTION_LOST, "The connection to the server was lost.")
@@ -111,4 +111,6 @@ def cut(text: str) -> str:
 def _system_text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return "the server's answer was not PostgreSQL's" if isinstance(error, asyncpg.InterfaceError) else "network error"
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
+        return "the server's answer was not PostgreSQL's"
+    return "network error"
