@@ -1,0 +1,376 @@
+"""Exactly once per slot with the ledger, whatever dies when; at least once without it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sandbox.pgtemplate import SUPERUSER
+from tests.database import APP_OWNER, MV_OPERATOR
+from tests.proxy import Fault, Loss, Proxy
+from tests.refreshes import TENANT_A, GatedView, refresh
+
+from matview_operator import RefreshOutcome
+from matview_operator.adapters.postgres.migrations import upgrade
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.policy import Isolation
+from matview_operator.domain.run import slot_id
+from matview_operator.domain.view import ViewName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.database import Database
+    from tests.databases import Databases
+
+    from matview_operator import RefreshResult
+
+SLOT: dict[str, Any] = {"slot_id": slot_id(datetime(2026, 1, 1, tzinfo=UTC))}
+RECOVERED = (RefreshOutcome.SUCCESS, RefreshReason.RECOVERED)
+TENANT: dict[str, Any] = {"isolation": Isolation.TENANT, "tenant_id": TENANT_A}
+OTHER_POLICY: Any = "00000000-0000-4000-8000-00000000000b"
+
+
+async def counted_view(database: Database, name: str = "counted") -> ViewName:
+    """Make a view whose query counts how often it is run: a sequence is not rolled back."""
+    await database.execute_as(
+        APP_OWNER,
+        f"""
+        create sequence {name}_runs minvalue 0;
+        create materialized view {name} as select 1 as id, nextval('public.{name}_runs') as run;
+        create unique index on {name} (id);
+        """,
+    )
+    return ViewName("public", name)
+
+
+async def executions(database: Database, name: str = "counted") -> object:
+    return await database.value_as(SUPERUSER, f"select case when is_called then last_value else 0 end from {name}_runs")
+
+
+async def ledger(database: Database) -> list[tuple[object, ...]]:
+    """Return outcome, reason, attempt and whether it settles, in the order of writing."""
+    rows = await database.fetch_as(
+        SUPERUSER, "select outcome, reason, attempt, settles from matview_ops.refresh_run order by run_id"
+    )
+    return [tuple(row) for row in rows]
+
+
+def ended(result: RefreshResult) -> tuple[RefreshOutcome, RefreshReason | None]:
+    return result.outcome, result.error_type
+
+
+async def test_a_settled_slot_is_not_run_again_and_tells_what_was_done(database: Database) -> None:
+    view = await counted_view(database)
+    first = await refresh(database, view, **SLOT, correlation_id="first")
+    again = await refresh(database, view, **SLOT, correlation_id="again")
+    assert ended(first) == (RefreshOutcome.SUCCESS, None)
+    assert ended(again) == RECOVERED
+    recorded = ("mode", "data_as_of", "verified_at", "rows_inserted", "rows_deleted", "attempts")
+    assert [getattr(again, name) for name in recorded] == [getattr(first, name) for name in recorded]
+    assert await executions(database) == 1
+    assert await ledger(database) == [("SUCCESS", None, 1, True)]
+    assert ended(await refresh(database, view)) == (RefreshOutcome.SUCCESS, None)
+
+
+async def test_a_slot_is_one_policys(database: Database) -> None:
+    view = await counted_view(database)
+    for policy in ({}, {"policy_uid": OTHER_POLICY}):
+        assert ended(await refresh(database, view, **SLOT, **policy)) == (RefreshOutcome.SUCCESS, None)
+    assert await executions(database) == 2
+
+
+async def test_a_slot_that_became_due_before_another_policys_run_is_covered(database: Database) -> None:
+    view = await counted_view(database)
+    due = datetime.now(UTC)
+    done = await refresh(database, view, **SLOT, due_at=due, correlation_id="theirs")
+    covered = await refresh(database, view, **SLOT, due_at=due, policy_uid=OTHER_POLICY)
+    assert ended(covered) == (RefreshOutcome.SKIPPED_COVERED, RefreshReason.COVERED)
+    assert (covered.data_as_of, covered.verified_at) == (done.data_as_of, done.data_as_of)
+    assert covered.error_message
+    assert "theirs" in covered.error_message
+    assert await executions(database) == 1
+    # A cover is derived, never recorded.
+    assert len(await ledger(database)) == 1
+    later = await refresh(database, view, **SLOT, due_at=datetime.now(UTC), policy_uid=OTHER_POLICY)
+    assert ended(later) == (RefreshOutcome.SUCCESS, None)
+
+
+async def test_a_run_does_not_cover_other_views_other_tenants_or_a_later_slot(database: Database) -> None:
+    view, other = await counted_view(database), await counted_view(database, "other")
+    due = datetime.now(UTC)
+    assert ended(await refresh(database, view, **SLOT, due_at=due)) == (RefreshOutcome.SUCCESS, None)
+    theirs = {**SLOT, "due_at": due, "policy_uid": OTHER_POLICY}
+    assert ended(await refresh(database, other, **theirs)) == (RefreshOutcome.SUCCESS, None)
+    tomorrow = {**theirs, "due_at": due + timedelta(days=1)}
+    assert ended(await refresh(database, view, **tomorrow)) == (RefreshOutcome.SUCCESS, None)
+    tenants = await counted_view(database, "tenants")
+    assert ended(await refresh(database, tenants, **SLOT, due_at=due, **TENANT)) == (RefreshOutcome.SUCCESS, None)
+    covered = await refresh(database, tenants, **theirs)
+    assert covered.outcome is not RefreshOutcome.SKIPPED_COVERED
+
+
+async def test_a_request_is_never_covered(database: Database) -> None:
+    view = await counted_view(database)
+    for _ in range(2):
+        assert ended(await refresh(database, view)) == (RefreshOutcome.SUCCESS, None)
+    assert await executions(database) == 2
+
+
+async def test_another_roles_run_neither_settles_nor_covers(database: Database) -> None:
+    view = await counted_view(database)
+    await upgrade(database.admin_url, grant_to=[APP_OWNER])
+    due = datetime.now(UTC)
+    for role in (APP_OWNER, MV_OPERATOR):
+        result = await refresh(database, view, role=role, **SLOT, due_at=due)
+        assert ended(result) == (RefreshOutcome.SUCCESS, None)
+    recorders = await database.fetch_as(SUPERUSER, "select recorded_by from matview_ops.refresh_run order by run_id")
+    assert [row["recorded_by"] for row in recorders] == [APP_OWNER, MV_OPERATOR]
+
+
+async def test_failures_are_recorded_counted_and_leave_the_slot_due(database: Database) -> None:
+    view = await database.make_view()
+    await database.execute_as(APP_OWNER, "create table broken (x int); insert into broken values (0)")
+    await database.execute_as(
+        APP_OWNER,
+        "drop materialized view mv; create materialized view mv as select id, 1 / (select x from broken) as y "
+        "from mv_base with no data",
+    )
+    for attempt in (1, 2):
+        result = await refresh(database, view, **SLOT)
+        assert (ended(result), result.attempts) == ((RefreshOutcome.FAILED, RefreshReason.VIEW_QUERY_FAILED), attempt)
+    await database.execute_as(APP_OWNER, "update broken set x = 1")
+    result = await refresh(database, view, **SLOT)
+    assert (result.outcome, result.attempts) == (RefreshOutcome.SUCCESS, 3)
+    assert await ledger(database) == [
+        ("FAILED", "ViewQueryFailed", 1, False),
+        ("FAILED", "ViewQueryFailed", 2, False),
+        ("SUCCESS", "FirstPopulate", 3, True),
+    ]
+    (row,) = await database.fetch_as(
+        SUPERUSER, "select sqlstate, message, view_name, lock_token from matview_ops.refresh_run where attempt = 2"
+    )
+    assert tuple(row) == ("22012", "division by zero (SQLSTATE 22012)", "mv", "GLOBAL")
+
+
+async def test_more_attempts_than_the_ledger_can_number(database: Database) -> None:
+    view = await counted_view(database)
+    oid = await database.value_as(SUPERUSER, "select 'counted'::regclass::oid")
+    await database.execute_as(
+        SUPERUSER,
+        f"""
+        insert into matview_ops.refresh_run (policy_uid, view_oid, view_name, slot_id, outcome, lock_token, data_as_of,
+          correlation_id)
+        select '00000000-0000-4000-8000-000000000001', {oid}, 'counted', '{SLOT["slot_id"]}', 'FAILED', 'GLOBAL',
+          now(), 'loop' from generate_series(1, 32800)
+        """,
+    )
+    result = await refresh(database, view, **SLOT)
+    assert (result.outcome, result.attempts) == (RefreshOutcome.SUCCESS, 32_767)
+
+
+async def test_a_recreated_view_is_another_view(database: Database) -> None:
+    view = await counted_view(database)
+    await refresh(database, view, **SLOT)
+    await database.execute_as(APP_OWNER, "drop materialized view counted; drop sequence counted_runs")
+    await counted_view(database)
+    assert ended(await refresh(database, view, **SLOT)) == (RefreshOutcome.SUCCESS, None)
+
+
+# Answers that are lost around COMMIT.
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["ledger", "no ledger"])
+async def test_a_lost_answer_to_commit_is_looked_up(databases: Databases, installed: bool) -> None:  # noqa: FBT001
+    async with databases.lend("ledger" if installed else "bare") as database:
+        view = await counted_view(database)
+        async with Proxy(database.server.port, Fault(statement="commit", loses="answer")) as proxy:
+            result = await refresh(database, view, via=proxy, **SLOT)
+        assert ended(result) == RECOVERED
+        assert result.data_as_of is not None
+        assert await executions(database) == 1
+        assert await database.value_as(APP_OWNER, "select run from counted") == 1
+        again = await refresh(database, view, **SLOT)
+        assert ended(again) == (RECOVERED if installed else (RefreshOutcome.SUCCESS, None))
+        assert await executions(database) == (1 if installed else 2)
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["ledger", "no ledger"])
+async def test_a_commit_that_never_arrived_changed_nothing(databases: Databases, installed: bool) -> None:  # noqa: FBT001
+    async with databases.lend("ledger" if installed else "bare") as database:
+        view = await counted_view(database)
+        before = await database.value_as(APP_OWNER, "select xmin::text from counted")
+        async with Proxy(database.server.port, Fault(statement="commit", loses="request")) as proxy:
+            result = await refresh(database, view, via=proxy, **SLOT)
+        assert ended(result) == (RefreshOutcome.INTERRUPTED, RefreshReason.CONNECTION_LOST)
+        assert await database.value_as(APP_OWNER, "select xmin::text from counted") == before
+        assert ended(await refresh(database, view, **SLOT)) == (RefreshOutcome.SUCCESS, None)
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_when_nobody_can_be_asked_the_next_attempt_knows(database: Database) -> None:
+    view = await counted_view(database)
+    fault = Fault(statement="commit", loses="answer", silent=True, network_too=True)
+    async with Proxy(database.server.port, fault) as proxy:
+        result = await refresh(database, view, via=proxy, timeout_seconds=0.5, **SLOT)
+    assert ended(result) == (RefreshOutcome.UNKNOWN, RefreshReason.COMMIT_UNKNOWN)
+    assert ended(await refresh(database, view, **SLOT)) == RECOVERED
+    assert await executions(database) == 1
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_cancelled_in_commit_the_result_is_what_the_server_says(database: Database) -> None:
+    view = await counted_view(database)
+    fault = Fault(statement="commit", loses="answer", silent=True)
+    async with Proxy(database.server.port, fault) as proxy:
+        task = asyncio.create_task(refresh(database, view, via=proxy, **SLOT))
+        await fault.happened.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+    assert ended(caught.value.args[0]) == RECOVERED
+    assert await ledger(database) == [("SUCCESS", None, 1, True)]
+
+
+@pytest.fixture
+async def standbyless(start_server: Callable[..., Databases]) -> Databases:
+    """A server of its own on which a COMMIT of mv_operator waits for a synchronous standby that does not exist."""
+    return start_server(version=18, settings={"synchronous_standby_names": "nobody", "synchronous_commit": "local"})
+
+
+async def committing_backend(database: Database) -> int:
+    """Wait until a backend waits for the standby; return its process id."""
+    while True:
+        pid = await database.value_as(SUPERUSER, "select pid from pg_stat_activity where wait_event = 'SyncRep'")
+        if isinstance(pid, int):
+            return pid
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("template", ["ledger", "bare"])
+@pytest.mark.parametrize("death", ["terminated", "killed"])
+async def test_a_backend_that_dies_in_commit_has_committed(standbyless: Databases, template: str, death: str) -> None:
+    async with standbyless.lend(template) as database:
+        view = await counted_view(database)
+        waits = f"alter role {MV_OPERATOR} in database {database.name} set synchronous_commit ="
+        await database.execute_as(SUPERUSER, f"{waits} on")
+        task = asyncio.create_task(refresh(database, view, **SLOT))
+        pid = await committing_backend(database)
+        await database.execute_as(SUPERUSER, f"{waits} local")
+        if death == "terminated":
+            await database.execute_as(SUPERUSER, f"select pg_terminate_backend({pid})")
+        else:
+            # The server restarts all its backends, so nobody can say for a moment.
+            os.kill(pid, signal.SIGKILL)
+        assert ended(await task) == RECOVERED
+        assert await database.value_as(APP_OWNER, "select run from counted") == 1
+        if template == "ledger":
+            assert ended(await refresh(database, view, **SLOT)) == RECOVERED
+            assert await ledger(database) == [("SUCCESS", None, 1, True)]
+
+
+# The ledger comes and goes.
+
+
+async def test_without_the_ledger_every_run_refreshes(bare_database: Database) -> None:
+    view = await counted_view(bare_database)
+    for _ in range(2):
+        result = await refresh(bare_database, view, **SLOT, due_at=datetime.now(UTC))
+        assert ended(result) == (RefreshOutcome.SUCCESS, None)
+    assert await executions(bare_database) == 2
+
+
+async def test_a_role_that_may_not_use_the_ledger_goes_without(database: Database) -> None:
+    view = await counted_view(database)
+    assert ended(await refresh(database, view, role=APP_OWNER, **SLOT)) == (RefreshOutcome.SUCCESS, None)
+    assert await ledger(database) == []
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        f"revoke insert (policy_uid) on matview_ops.refresh_run from {MV_OPERATOR}",
+        f"revoke all on matview_ops.refresh_run from {MV_OPERATOR}",
+        f"revoke usage on schema matview_ops from {MV_OPERATOR}",
+    ],
+    ids=["one column", "table", "schema"],
+)
+async def test_a_ledger_lost_in_mid_flight_is_done_without(database: Database, loss: str) -> None:
+    gated = await GatedView.make(database)
+    before = await database.value_as(APP_OWNER, "select count(*) from gated")
+    await database.execute_as(APP_OWNER, "insert into gated_plain_base values (9, 'a', 9)")
+    await gated.shut()
+    task = asyncio.create_task(refresh(database, gated.view, **SLOT))
+    await gated.reached()
+    await database.execute_as(SUPERUSER, loss)
+    await gated.open()
+    assert ended(await task) == (RefreshOutcome.SUCCESS, None)
+    assert await database.value_as(APP_OWNER, "select count(*) from gated") == before + 1  # type: ignore[operator]
+
+
+async def test_an_outdated_ledger_is_not_used(database: Database) -> None:
+    view = await counted_view(database)
+    await database.execute_as(SUPERUSER, "alter table matview_ops.refresh_run drop column message")
+    assert ended(await refresh(database, view, **SLOT)) == (RefreshOutcome.SUCCESS, None)
+    assert await database.value_as(SUPERUSER, "select count(*) from matview_ops.refresh_run") == 0
+
+
+async def test_a_ledger_that_refuses_a_row_fails_the_run_and_not_silently(database: Database) -> None:
+    view = await counted_view(database)
+    await database.execute_as(
+        SUPERUSER, "alter table matview_ops.refresh_run add constraint full_disk check (correlation_id <> 'x')"
+    )
+    result = await refresh(database, view, **SLOT, correlation_id="x")
+    assert result.outcome is RefreshOutcome.FAILED
+    assert await database.value_as(APP_OWNER, "select run from counted") == 0
+
+
+# All of it at once.
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_h_g_each_slot_exactly_once_under_two_workers_and_deaths(database: Database) -> None:
+    slots = 25
+    view = await counted_view(database)
+    chance = random.Random(1)  # noqa: S311 - which connections die
+    finished = asyncio.Event()
+
+    async def worker(number: int) -> None:
+        for minute in range(slots):
+            slot = slot_id(datetime(2026, 1, 1, 0, minute, tzinfo=UTC))
+            while True:
+                faults = []
+                if chance.random() < 0.4:
+                    statement = chance.choice(["refresh", "with named", "commit"])
+                    loses: Loss = chance.choice(["request", "answer"])
+                    faults = [Fault(statement=statement, loses=loses)]
+                async with Proxy(database.server.port, *faults) as proxy:
+                    result = await refresh(database, view, via=proxy, slot_id=slot, correlation_id=f"worker {number}")
+                if result.outcome is RefreshOutcome.SUCCESS:
+                    break
+                await asyncio.sleep(0.005)
+
+    async def reaper() -> None:
+        while not finished.is_set():
+            await database.execute_as(
+                SUPERUSER,
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                f"where usename = '{MV_OPERATOR}' and datname = current_database() and random() < 0.2",
+            )
+            await asyncio.sleep(0.02)
+
+    reaping = asyncio.create_task(reaper())
+    await asyncio.gather(worker(1), worker(2))
+    finished.set()
+    await reaping
+    rows = await database.fetch_as(
+        SUPERUSER,
+        "select slot_id, count(*) filter (where settles) as done from matview_ops.refresh_run group by slot_id",
+    )
+    assert len(rows) == slots
+    assert {row["done"] for row in rows} == {1}
