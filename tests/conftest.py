@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
+pytest_plugins = ["tests.completeness"]
+
 _SHOWN_LINES = 150
 
 
