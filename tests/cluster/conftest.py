@@ -89,6 +89,7 @@ def namespace(control_plane: Cluster) -> Iterator[str]:
 def installed(control_plane: Cluster) -> Cluster:
     """The cluster with CRDs, ServiceAccount and role, as the README installs them."""
     control_plane.run_kubectl("apply", "-k", str(MANIFESTS / "cluster"))
+    control_plane.run_kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
     return control_plane
 
 
@@ -114,6 +115,17 @@ async def pg(databases: Databases) -> AsyncIterator[Database]:
     """An empty database with the ledger."""
     async with databases.lend("ledger") as made:
         yield made
+
+
+@pytest.fixture
+def overlay(tmp_path: Path, namespace: str) -> Path:
+    """The namespaced installation for a namespace of the user's, as its comment says to write it."""
+    for folder in ("crds", "manifests"):
+        shutil.copytree(MANIFESTS.parent / folder, tmp_path / folder)
+    mine = tmp_path / "manifests" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(f"namespace: {namespace}\nresources: [../namespaced]\n")
+    return mine
 
 
 @pytest.fixture

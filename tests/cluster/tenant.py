@@ -85,12 +85,22 @@ class Tenant:
         """Ask for a refresh now."""
         self.kubectl("annotate", "--overwrite", "mvrp", name, f"matviews.skeldir.io/requestedAt={token}")
 
+    def audited(self) -> list[Json]:
+        """What ServiceAccounts asked of the API server in the namespace, and what it answered."""
+        return [entry for entry in audit(self.cluster) if entry.get("objectRef", {}).get("namespace") == self.namespace]
+
     def refresh_now(self, name: str, token: str, *, seconds: float = 30) -> Json:
         """Ask for a refresh and wait until it is answered; returns the status."""
         self.request(name, token)
         return self.wait(
             name, lambda status: status.get("lastHandledRequest") == token, seconds=seconds, what=f"answered {token}"
         )
+
+
+def audit(cluster: Cluster) -> list[Json]:
+    """All that ServiceAccounts asked of the API server."""
+    log = cluster.kubeconfig.with_name("audit.log")
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def database(name: str = "analytics", spec: Json | None = None) -> Json:

@@ -183,9 +183,7 @@ async def test_one_event_at_the_transition_only(operator: OperatorProcess, tenan
         ({"databaseRef": {"name": "../x"}}, "spec.databaseRef.name"),
     ],
 )
-async def test_the_api_server_refuses_what_a_schema_can_tell(
-    installed: object, tenant: Tenant, spec: Json, words: str
-) -> None:
+async def test_the_api_server_refuses_what_a_schema_can_tell(tenant: Tenant, spec: Json, words: str) -> None:
     with pytest.raises(KubectlFailed) as refused:
         tenant.apply(policy("bad", "mv", **spec))
     assert words in refused.value.stderr

@@ -98,7 +98,7 @@ async def test_no_run_on_apply_and_no_write_when_idle(operator: OperatorProcess,
     assert "finalizers" not in after["metadata"]
     assert not any("kopf" in key for key in after["metadata"]["annotations"])
     assert await tenant.database.value_as(SUPERUSER, "select count(*) from matview_ops.refresh_run") == 1
-    writes = [entry for entry in audited(tenant) if entry["verb"] not in ("get", "list", "watch")]
+    writes = [entry for entry in tenant.audited() if entry["verb"] not in ("get", "list", "watch")]
     # Ready once; the request taken up and answered. Nobody else's label or annotation makes a write.
     assert [entry["verb"] for entry in writes if entry["objectRef"]["resource"] == "matviewrefreshpolicies"] == [
         "patch"
@@ -160,13 +160,6 @@ def scrape(operator: OperatorProcess) -> str:
 def log_of(operator: OperatorProcess) -> list[dict[str, Any]]:
     """Every line is a JSON object."""
     return [json.loads(line) for line in operator.log_text().splitlines()]
-
-
-def audited(tenant: Tenant) -> list[dict[str, Any]]:
-    """What ServiceAccounts asked of the API server in the tenant's namespace."""
-    log = tenant.cluster.kubeconfig.with_name("audit.log")
-    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return [entry for entry in entries if entry.get("objectRef", {}).get("namespace") == tenant.namespace]
 
 
 def parsed(text: str) -> datetime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +46,6 @@ RESOURCES = (
     "clusterrolebindings.rbac.authorization.k8s.io",
     "customresourcedefinitions.apiextensions.k8s.io",
 )
-
-
-@pytest.fixture
-def overlay(tmp_path: Path, namespace: str) -> Path:
-    """The namespaced installation for a namespace of the user's, as its comment says to write it."""
-    for folder in ("crds", "manifests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    mine = tmp_path / "manifests" / "mine"
-    mine.mkdir()
-    (mine / "kustomization.yaml").write_text(f"namespace: {namespace}\nresources: [../namespaced]\n")
-    return mine
 
 
 def build(cluster: Cluster, folder: Path) -> list[dict[str, Any]]:

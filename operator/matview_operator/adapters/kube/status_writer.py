@@ -61,6 +61,6 @@ class KubeStatusWriter:
 
 def status_document(status: Status) -> dict[str, Any]:
     """The whole status as a merge patch: what is absent now is null, so that it is removed there too."""
-    document: dict[str, Any] = status.model_dump(mode="json", by_alias=True, exclude_none=True)  # type: ignore[no-untyped-call]
+    document: dict[str, Any] = status.to_document()
     absent = {field.alias or name for name, field in type(status).model_fields.items()} - document.keys()
     return document | dict.fromkeys(absent)
