@@ -41,7 +41,8 @@ class Proxy:
         """`port` is the server's, on loopback."""
         self._server_port = port
         self._faults = [*faults]
-        self._is_dead = False
+        self.is_dead = False
+        """Whether connections are accepted and then hear nothing."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
         self.connections = 0
@@ -56,13 +57,18 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._listener.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.cut()
 
     def url(self, *, user: str, password: str, database: str) -> str:
         """Return a URL of the server by way of this proxy."""
         return f"postgresql://{quote(user)}:{quote(password)}@127.0.0.1:{self.port}/{quote(database)}"
+
+    async def cut(self) -> None:
+        """Close every connection, on both sides."""
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -70,7 +76,7 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         try:
-            if self._is_dead:
+            if self.is_dead:
                 await asyncio.Event().wait()
             await self._carry(reader, writer)
         finally:
@@ -87,7 +93,7 @@ class Proxy:
                 await _end(answers)
                 to_server.write(statement)
                 await server.readexactly(1)
-            self._is_dead = fault.network_too
+            self.is_dead = fault.network_too
             fault.happened.set()
             if fault.silent:
                 await _end(answers)

@@ -93,6 +93,7 @@ def test_a_pooler_that_refuses_is_not_a_lost_connection() -> None:
         EOFError(),
         ConnectionResetError(),
         asyncpg.InterfaceError("closed"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
         asyncpg.InternalClientError("cannot switch to state 12"),
     ],
 )

@@ -14,12 +14,16 @@ import asyncpg
 from asyncpg import protocol as asyncpg_protocol
 
 _AUTHENTICATION = ord("R")
+_READY = ord("Z")
+_HEADER_BYTES = 5
+_REQUEST_BYTES = 9
+"""Of an authentication message up to the number that says what it asks for."""
 _OK = 0
 _CLEAR_TEXT = 3
 _MD5 = 5
-_HEADER_BYTES = 5
+_SASL = frozenset({10, 11, 12})
 _GREETING_BYTES = 65_536
-"""No honest server says more than this before it has authenticated us."""
+"""No honest server says more than this before it is ready for a query."""
 
 _KEEPALIVE_IDLE_SECONDS = 30
 _KEEPALIVE_INTERVAL_SECONDS = 10
@@ -49,6 +53,7 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         super().__init__(addr, connected, params, record_class, loop)
         self._connected_future = connected
         self._greeting: bytearray | None = bytearray()
+        self._greeted = 0
         self._wire: Any = None
 
     def connection_made(self, transport: Any) -> None:
@@ -60,35 +65,41 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         if self._greeting is None:
             super().data_received(data)
             return
-        # Whole messages only are handed on, so that no request is answered before it has been read.
+        # Whole messages only are handed on, so that no request is answered before it has been read; and up to the first
+        # ReadyForQuery, because asyncpg would answer another request even after the one that says we are in.
         self._greeting += data
+        self._greeted += len(data)
         while self._greeting is not None and len(self._greeting) >= _HEADER_BYTES:
             length = 1 + int.from_bytes(self._greeting[1:_HEADER_BYTES], "big")
-            if length > _GREETING_BYTES:
-                self._refuse("The server's greeting is larger than any honest one.")
+            if length < _HEADER_BYTES or max(length, self._greeted) > _GREETING_BYTES:
+                self._refuse(asyncpg.InterfaceError("the greeting is none of PostgreSQL's"))
                 return
             if len(self._greeting) < length:
                 return
             message = bytes(self._greeting[:length])
             del self._greeting[:length]
-            if message[0] == _AUTHENTICATION:
-                request = int.from_bytes(message[_HEADER_BYTES : _HEADER_BYTES + 4], "big")
-                if request in (_CLEAR_TEXT, _MD5) and not self._verified():
-                    self._refuse("The server asked for the password itself.")
-                    return
-                if request == _OK:
-                    message += bytes(self._greeting)
-                    self._greeting = None
+            if message[0] == _AUTHENTICATION and not self._may_be_answered(message):
+                self._refuse(PasswordExposed("The server asked for the password itself."))
+                return
+            if message[0] == _READY:
+                message += bytes(self._greeting)
+                self._greeting = None
             super().data_received(message)
+
+    def _may_be_answered(self, message: bytes) -> bool:
+        request = int.from_bytes(message[_HEADER_BYTES:_REQUEST_BYTES], "big")
+        if len(message) < _REQUEST_BYTES:
+            return False
+        return request == _OK or request in _SASL or (request in (_CLEAR_TEXT, _MD5) and self._verified())
 
     def _verified(self) -> bool:
         tls = cast("ssl.SSLObject | None", self._wire.get_extra_info("ssl_object"))
         return tls is not None and tls.context.verify_mode is ssl.CERT_REQUIRED
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: Exception) -> None:
         self._greeting = bytearray()
         if not self._connected_future.done():
-            self._connected_future.set_exception(PasswordExposed(why))
+            self._connected_future.set_exception(why)
         self._wire.abort()
 
 

@@ -103,6 +103,7 @@ def _problem(work: Work, error: Exception | asyncio.CancelledError) -> Problem:
     return problem_of(
         error,
         view_found=work.found is not None,
+        connecting=work.session is None,
         tenant_setting_given=work.run.isolation is Isolation.TENANT,
     )
 

@@ -53,6 +53,7 @@ _CLASSES: dict[str, Reason] = {
 _UNQUALIFIED_NAME = frozenset({"42P01", "42883", "42704"})
 _UNSUPPORTED = "0A000"
 _BAD_VALUE = "22P02"
+_CONNECTION = "08"
 _PROTOCOL_VIOLATION = "08P01"
 
 
@@ -94,8 +95,8 @@ def _reason_of(error: asyncpg.PostgresError, state: str, *, view_found: bool, co
         return Reason.UNSAFE_SEARCH_PATH
     if state == _UNSUPPORTED and view_found:
         return Reason.NOT_POPULATED
-    if state == _PROTOCOL_VIOLATION and connecting:
-        return Reason.CONNECT_REJECTED
+    if state[:2] == _CONNECTION and connecting:
+        return Reason.CONNECT_REJECTED if state == _PROTOCOL_VIOLATION else Reason.CONNECTION_FAILED
     if state == _BAD_VALUE and tenant:
         return Reason.TENANT_SETTING_INVALID
     if getattr(error, "server_source_function", None) == ROW_SECURITY_ROUTINE:

@@ -1,0 +1,193 @@
+"""Every wait is bounded by the run's timeout + 5 s, also against a silent peer, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sandbox.pgtemplate import SUPERUSER
+from tests.database import APP_OWNER
+from tests.proxy import Fault, Proxy
+from tests.refreshes import GatedView, backends, refresh, settled
+
+from matview_operator import RefreshOutcome
+from matview_operator.api.outcome import RefreshReason as Reason
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from sandbox.pgbouncer import PgBouncer
+    from tests.database import Database
+    from tests.proxy import Loss
+
+TIMEOUT = 1.5
+BOUND = TIMEOUT + 5
+FAILED, UNKNOWN, SUCCESS = RefreshOutcome.FAILED, RefreshOutcome.UNKNOWN, RefreshOutcome.SUCCESS
+
+
+@asynccontextmanager
+async def nothing_left_behind() -> AsyncIterator[None]:
+    """Check that the runs within have ended all their tasks and closed all their sockets."""
+    tasks, files = asyncio.all_tasks(), open_files()
+    yield
+
+    async def left() -> tuple[set[asyncio.Task[object]], int]:
+        return asyncio.all_tasks() - tasks, max(0, open_files() - files)
+
+    await settled(left, (set(), 0), seconds=3)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+SILENCES: list[tuple[str, Loss, bool, tuple[RefreshOutcome, Reason]]] = [
+    ("startup", "request", False, (FAILED, Reason.CONNECTION_FAILED)),
+    ("startup", "answer", False, (FAILED, Reason.CONNECTION_FAILED)),
+    ("password", "request", False, (FAILED, Reason.CONNECTION_FAILED)),
+    ("password", "answer", True, (FAILED, Reason.CONNECTION_FAILED)),
+    ("select pg_catalog.current_setting('server_version')", "answer", False, (FAILED, Reason.CONNECTION_FAILED)),
+    ("begin", "answer", False, (FAILED, Reason.TIMEOUT)),
+    ("begin", "answer", True, (FAILED, Reason.TIMEOUT)),
+    ("refresh", "request", False, (FAILED, Reason.TIMEOUT)),
+    ("refresh", "request", True, (FAILED, Reason.TIMEOUT)),
+    ("refresh", "answer", False, (FAILED, Reason.TIMEOUT)),
+    ("refresh", "answer", True, (FAILED, Reason.TIMEOUT)),
+    ("with named", "request", False, (FAILED, Reason.TIMEOUT)),
+    ("with named", "answer", True, (FAILED, Reason.TIMEOUT)),
+    # transaction_timeout has ended the session meanwhile, and its work is known to be undone.
+    ("commit", "request", False, (RefreshOutcome.INTERRUPTED, Reason.TIMEOUT)),
+    ("commit", "request", True, (UNKNOWN, Reason.COMMIT_UNKNOWN)),
+    ("commit", "answer", False, (SUCCESS, Reason.RECOVERED)),
+    ("commit", "answer", True, (UNKNOWN, Reason.COMMIT_UNKNOWN)),
+]
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_a_silent_peer_holds_no_run_beyond_its_bound(database: Database) -> None:
+    """All at once, each with a view and a proxy of its own: the seconds of waiting pass together."""
+
+    async def run(
+        number: int, *, statement: str, loses: Loss, network_too: bool
+    ) -> tuple[RefreshOutcome, object, float]:
+        view = views[number]
+        fault = Fault(statement=statement, loses=loses, silent=True, network_too=network_too)
+        async with Proxy(database.server.port, fault) as proxy:
+            started = time.monotonic()
+            result = await refresh(database, view, via=proxy, timeout_seconds=TIMEOUT)
+            return result.outcome, result.error_type, time.monotonic() - started
+
+    views = [await database.make_view(f"mv{number}") for number in range(len(SILENCES))]
+    async with nothing_left_behind():
+        ends = await asyncio.gather(
+            *(
+                run(number, statement=statement, loses=loses, network_too=network_too)
+                for number, (statement, loses, network_too, _) in enumerate(SILENCES)
+            )
+        )
+    cases = [case[:3] for case in SILENCES]
+    assert {case: end[:2] for case, end in zip(cases, ends, strict=True)} == {case[:3]: case[3] for case in SILENCES}
+    late = {case: end[2] for case, end in zip(cases, ends, strict=True) if end[2] > BOUND}
+    assert not late
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_a_host_that_accepts_and_says_nothing_holds_no_run(database: Database) -> None:
+    async with nothing_left_behind(), Proxy(0) as proxy:
+        proxy.is_dead = True
+        started = time.monotonic()
+        result = await refresh(database, via=proxy, timeout_seconds=TIMEOUT)
+        assert time.monotonic() - started < TIMEOUT + 2
+    assert (result.outcome, result.error_type) == (FAILED, Reason.CONNECTION_FAILED)
+
+
+async def test_the_server_stops_when_the_run_times_out(database: Database) -> None:
+    gated = await GatedView.make(database)
+    await gated.shut()
+    async with nothing_left_behind():
+        started = time.monotonic()
+        result = await refresh(database, gated.view, timeout_seconds=TIMEOUT)
+        assert time.monotonic() - started < TIMEOUT + 1
+    assert (result.outcome, result.error_type) == (FAILED, Reason.TIMEOUT)
+    await settled(lambda: backends(database), 0)
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_the_server_stops_when_our_side_vanishes(database: Database) -> None:
+    """By client_connection_check_interval, long before the statement's own timeout."""
+    gated = await GatedView.make(database)
+    await gated.shut()
+    async with Proxy(database.server.port) as proxy:
+        task = asyncio.create_task(refresh(database, gated.view, via=proxy))
+        await gated.reached()
+        # Both sides of the proxy are closed; nobody is left to send a cancel request.
+        proxy.is_dead = True
+        await proxy.cut()
+        await settled(lambda: backends(database), 0, seconds=3)
+        assert (await task).outcome is RefreshOutcome.INTERRUPTED
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_a_cancelled_run_stops_the_server_at_once(database: Database) -> None:
+    gated = await GatedView.make(database)
+    await gated.shut()
+    task = asyncio.create_task(refresh(database, gated.view))
+    await gated.reached()
+    started = time.monotonic()
+    task.cancel()
+    await asyncio.wait([task])
+    assert time.monotonic() - started < 1
+    await settled(lambda: backends(database), 0)
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_a_cancelled_run_is_bounded_though_the_peer_is_silent(database: Database) -> None:
+    view = await database.make_view()
+    fault = Fault(statement="refresh", loses="answer", silent=True, network_too=True)
+    async with nothing_left_behind(), Proxy(database.server.port, fault) as proxy:
+        task = asyncio.create_task(refresh(database, view, via=proxy))
+        await fault.happened.wait()
+        started = time.monotonic()
+        task.cancel()
+        await asyncio.wait([task])
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_a_pooler_without_a_free_connection_holds_no_run(
+    database: Database, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    view = await database.make_view()
+    pool = pgbouncer(database, pool_size=1)
+    client = await database.connect(via=pool)
+    await client.execute("begin")
+    started = time.monotonic()
+    result = await refresh(database, view, via=pool, timeout_seconds=TIMEOUT)
+    assert time.monotonic() - started < BOUND
+    assert (result.outcome, result.error_type) == (FAILED, Reason.CONNECTION_FAILED)
+    await client.execute("rollback")
+    assert (await refresh(database, view, via=pool)).outcome is SUCCESS
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_analyze_that_waits_does_not_fail_the_run(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    view = await database.make_view(unique=False)
+    await database.execute_as(
+        SUPERUSER,
+        """
+        create function slow(int) returns int language plpgsql immutable as
+          $$ begin if current_query() ilike 'analyze%' then perform pg_sleep(30); end if; return $1; end $$;
+        """,
+    )
+    await database.execute_as(APP_OWNER, "create index on mv (public.slow(id))")
+    caplog.set_level(logging.WARNING, "matview_operator")
+    started = time.monotonic()
+    result = await refresh(database, view, timeout_seconds=1)
+    assert time.monotonic() - started < 1 + 5
+    assert result.outcome is SUCCESS
+    assert [vars(record)["action"] for record in caplog.records] == ["analyze"]

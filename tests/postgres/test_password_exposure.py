@@ -1,0 +1,265 @@
+"""A server that asks for the password itself gets nothing, unless TLS has proven who it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+from sandbox.certificate import make_certificate
+from sandbox.processes import free_port
+from tests.refreshes import a_run, refresh
+
+from matview_operator import RefreshOutcome
+from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.api.database import SslMode
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.connection import ConnectionTarget
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from tests.databases import Databases
+
+    from matview_operator import RefreshResult
+
+CANARY = "c4n4ry-Pa55"
+CLEAR_TEXT = b"R\0\0\0\x08\0\0\0\x03"
+MD5 = b"R\0\0\0\x0c\0\0\0\x05salt"
+SCRAM = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0"
+NOTICE = b"N\0\0\0\x0cSNOTICE\0"
+ACCEPTED = b"R\0\0\0\x08\0\0\0\0"
+PARAMETER = b"S\0\0\0\x08a\0b\0"
+READY = b"Z\0\0\0\x05I"
+SSL_REQUEST = 80877103
+
+
+class HostileServer:
+    """Says what it was told to, whatever it hears, and keeps what it hears."""
+
+    def __init__(self, greeting: bytes, *, in_pieces: bool = False, tls: ssl.SSLContext | None = None) -> None:
+        self._greeting = greeting
+        self._in_pieces = in_pieces
+        self._tls = tls
+        self.heard = b""
+        """Everything after the startup message."""
+        self.port = 0
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[HostileServer]:
+        server = await asyncio.start_server(self._talk, ["127.0.0.1", "127.0.0.2"], free_port())
+        self.port = server.sockets[0].getsockname()[1]
+        yield self
+        server.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            length, code = await self._startup(reader)
+            if code == SSL_REQUEST:
+                writer.write(b"S" if self._tls else b"N")
+                if self._tls:
+                    await writer.start_tls(self._tls)
+                length, _ = await self._startup(reader)
+            await reader.readexactly(length - 8)
+            for piece in [bytes([byte]) for byte in self._greeting] if self._in_pieces else [self._greeting]:
+                writer.write(piece)
+                await writer.drain()
+            while chunk := await reader.read(1000):
+                self.heard += chunk
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    @staticmethod
+    async def _startup(reader: asyncio.StreamReader) -> tuple[int, int]:
+        header = await reader.readexactly(8)
+        return int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")
+
+
+def target_at(port: int, *, ssl_mode: SslMode = SslMode.DISABLE, ca: str | None = None) -> ConnectionTarget:
+    return ConnectionTarget(
+        host="localhost" if ca else "127.0.0.1",
+        port=port,
+        database="d",
+        user="u",
+        password=SecretStr(CANARY),
+        ssl_mode=ssl_mode,
+        ca=ca,
+    )
+
+
+async def attempt(target: ConnectionTarget) -> RefreshResult:
+    return await Refresher().refresh(target=target, run=a_run(timeout_seconds=2))
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, str]:
+    """A server's TLS and the CA that it is verified by."""
+    made = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.cert, made.key)
+    return context, made.ca.read_text()
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        CLEAR_TEXT,
+        MD5,
+        NOTICE + CLEAR_TEXT,
+        ACCEPTED + CLEAR_TEXT,
+        ACCEPTED + PARAMETER + MD5,
+        b"X\0\0\0\0" + CLEAR_TEXT,
+        b"R\0\0\0\x04" + CLEAR_TEXT,
+        b"R\0\0\0\x06\0\0" + CLEAR_TEXT,
+    ],
+    ids=[
+        "clear text",
+        "md5",
+        "after a notice",
+        "after it has let us in",
+        "after a parameter",
+        "after a message without a length",
+        "after a request for nothing",
+        "after half a request",
+    ],
+)
+@pytest.mark.parametrize("delivery", ["at once", "byte by byte"])
+async def test_a_password_asked_for_without_tls_is_not_sent(
+    greeting: bytes,
+    delivery: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with HostileServer(greeting, in_pieces=delivery == "byte by byte").serve() as server:
+        result = await attempt(target_at(server.port))
+    assert server.heard == b""
+    assert result.outcome is RefreshOutcome.FAILED
+    assert result.error_type in (RefreshReason.TLS_FAILED, RefreshReason.CONNECTION_FAILED)
+    assert CANARY not in result.model_dump_json() + caplog.text
+
+
+@pytest.mark.parametrize("greeting", [CLEAR_TEXT, MD5])
+async def test_what_to_do_about_such_a_server_is_said(greeting: bytes) -> None:
+    async with HostileServer(greeting).serve() as server:
+        result = await attempt(target_at(server.port))
+    assert result.error_type is RefreshReason.TLS_FAILED
+    assert result.error_message
+    assert "scram-sha-256" in result.error_message
+    assert "verify-full" in result.error_message
+
+
+async def test_asked_for_in_the_middle_of_scram_it_is_not_sent_either() -> None:
+    async with HostileServer(SCRAM + CLEAR_TEXT).serve() as server:
+        result = await attempt(target_at(server.port))
+    assert result.error_type is RefreshReason.TLS_FAILED
+    # At most the beginning of SCRAM, which proves nothing to anybody.
+    assert server.heard.startswith(b"p") or not server.heard
+    assert CANARY.encode() not in server.heard
+
+
+async def test_tls_that_verifies_nobody_is_not_enough(certificate: tuple[ssl.SSLContext, str]) -> None:
+    async with HostileServer(CLEAR_TEXT, tls=certificate[0]).serve() as server:
+        result = await attempt(target_at(server.port, ssl_mode=SslMode.REQUIRE))
+    assert result.error_type is RefreshReason.TLS_FAILED
+    assert server.heard == b""
+
+
+async def test_verified_tls_is_enough(certificate: tuple[ssl.SSLContext, str]) -> None:
+    context, ca = certificate
+    async with HostileServer(CLEAR_TEXT, tls=context).serve() as server:
+        await attempt(target_at(server.port, ssl_mode=SslMode.VERIFY_FULL, ca=ca))
+    assert CANARY.encode() in server.heard
+
+
+async def test_a_server_of_another_name_or_ca_is_not_talked_to(
+    certificate: tuple[ssl.SSLContext, str], tmp_path: Path
+) -> None:
+    context, ca = certificate
+    (tmp_path / "other").mkdir()
+    other_ca = make_certificate(tmp_path / "other").ca.read_text()
+    async with HostileServer(ACCEPTED, tls=context).serve() as server:
+        wrong_ca = target_at(server.port, ssl_mode=SslMode.VERIFY_FULL, ca=other_ca)
+        wrong_name = replace(target_at(server.port, ssl_mode=SslMode.VERIFY_FULL, ca=ca), host="127.0.0.2")
+        for target in (wrong_ca, replace(wrong_ca, ssl_mode=SslMode.VERIFY_CA), wrong_name):
+            assert (await attempt(target)).error_type is RefreshReason.TLS_FAILED
+    assert server.heard == b""
+
+
+@pytest.mark.parametrize("mode", [SslMode.REQUIRE, SslMode.VERIFY_CA, SslMode.VERIFY_FULL])
+async def test_a_server_without_tls_is_not_talked_to_where_tls_is_asked_for(mode: SslMode) -> None:
+    async with HostileServer(ACCEPTED).serve() as server:
+        result = await attempt(target_at(server.port, ssl_mode=mode))
+    assert result.error_type is RefreshReason.TLS_FAILED
+    assert result.error_message
+    assert "does not offer TLS" in result.error_message
+    assert server.heard == b""
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        b"R\x7f\xff\xff\xff",
+        b"R\xff\xff\xff\xff",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\0" * 100,
+        NOTICE * 20_000,
+        b"".join(b"S\0\0\0\x0a%04d\0\0" % number for number in range(8000)),
+    ],
+    ids=["huge", "negative", "http", "zeros", "endless notices", "endless parameters"],
+)
+async def test_what_is_not_postgresql_is_told_and_not_kept(greeting: bytes) -> None:
+    async with HostileServer(greeting).serve() as server:
+        result = await attempt(target_at(server.port))
+    assert (result.outcome, result.error_type) == (RefreshOutcome.FAILED, RefreshReason.CONNECTION_FAILED)
+    assert result.duration_ms < 1500
+    assert server.heard == b""
+
+
+async def test_bytes_behind_the_greeting_are_not_lost() -> None:
+    """A server that accepts at once and goes away says so, and not that it was silent."""
+    async with HostileServer(ACCEPTED + PARAMETER + READY + b"E\0\0\0\x12C57P01\0Mbye\0\0").serve() as server:
+        result = await attempt(target_at(server.port))
+    assert result.outcome is RefreshOutcome.FAILED
+    assert result.duration_ms < 1500
+
+
+async def test_connections_of_others_in_the_same_process_are_theirs() -> None:
+    async with HostileServer(CLEAR_TEXT).serve() as server:
+        with pytest.raises((OSError, asyncpg.PostgresError, TimeoutError)):
+            await asyncpg.connect(
+                host="127.0.0.1", port=server.port, user="u", password="theirs", database="d", ssl=False, timeout=0.5
+            )
+    assert b"theirs" in server.heard
+
+
+async def test_real_tls_of_a_real_server(start_server: Callable[..., Databases]) -> None:
+    databases = start_server(version=15, tls=True)
+    async with databases.lend("bare") as database:
+        view = await database.make_view()
+        ca = databases.server.ca
+        assert ca is not None
+        plain = await refresh(database, view)
+        assert plain.outcome is RefreshOutcome.SUCCESS
+        verified = replace(
+            target_at(databases.server.port, ssl_mode=SslMode.VERIFY_FULL, ca=ca.read_text()),
+            database=database.name,
+            user="mv_operator",
+            password=SecretStr(database.passwords["mv_operator"]),
+        )
+        for mode in (SslMode.REQUIRE, SslMode.VERIFY_CA, SslMode.VERIFY_FULL):
+            result = await Refresher().refresh(target=replace(verified, ssl_mode=mode), run=a_run(view))
+            assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
+        databases.server.pg_hba_prepend(["hostssl all all 127.0.0.1/32 password", "host all all 127.0.0.1/32 password"])
+        clear = await Refresher().refresh(target=replace(verified, ssl_mode=SslMode.REQUIRE), run=a_run(view))
+        assert clear.error_type is RefreshReason.TLS_FAILED
+        proven = await Refresher().refresh(target=verified, run=a_run(view))
+        assert proven.outcome is RefreshOutcome.SUCCESS, proven.error_message
