@@ -76,6 +76,16 @@ async def apply_samples(cluster: Cluster) -> None:
     await to_the_end(lambda: cluster.run_kubectl("apply", "--server-side", "-k", str(_MANIFESTS / "samples")))
 
 
+def longest_interval() -> int:
+    """Return the longest everySeconds of manifests/samples."""
+    documents = (
+        document
+        for path in sorted((_MANIFESTS / "samples").glob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    )
+    return max(int(document.get("spec", {}).get("schedule", {}).get("everySeconds", 0)) for document in documents)
+
+
 async def _start_database(directory: Path, *, exits: ExitStack, steps: Steps) -> Analytics:
     with steps.step("Starting PostgreSQL 18") as step:
         server = await to_the_end(

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-_WIDTH = 64
-
 
 @dataclass(slots=True)
 class Step:
@@ -58,7 +56,5 @@ class Steps:
         finally:
             if self._spinners and task is not None:
                 self._spinners.remove_task(task)
-        seconds = f"{time.monotonic() - began:5.1f} s"
-        self._console.print(
-            Text.assemble(("✓ ", "green"), f"{step.result:<{_WIDTH}} ", (seconds, "dim")), soft_wrap=True
-        )
+        seconds = f" ({time.monotonic() - began:.1f} s)"
+        self._console.print(Text.assemble(("✓ ", "green"), step.result, (seconds, "dim")), soft_wrap=True)

@@ -1,0 +1,175 @@
+"""`python -m sandbox.demo`: the main job, live, on real servers that are gone afterwards.
+
+DEMO_SECONDS in the environment ends it by itself; the exit code is then 0 only if every slot that became due was
+refreshed or covered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from sandbox.cache import require_disk
+from sandbox.controlplane.binaries import Binaries
+from sandbox.demo.hints import commands, source_command, write_files
+from sandbox.demo.show import Show
+from sandbox.demo.summary import summary_table, totals, verdict
+from sandbox.environment import forget_servers, write_environment
+from sandbox.errors import SandboxError
+from sandbox.interruption import Interrupted, interrupt_on_signals, to_the_end, until_signalled
+from sandbox.reference import OWNER_ROLE
+from sandbox.stack import DISK_BYTES, apply_samples, longest_interval, running_stack
+from sandbox.steps import Steps
+from sandbox.workspace import ROOT, Workspace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandbox.operator_process import OperatorProcess
+    from sandbox.stack import Stack
+
+SECONDS_VARIABLE = "DEMO_SECONDS"
+_START_SECONDS = 15
+
+
+class _Demo:
+    """One demo from its start to its end. `run` is called once."""
+
+    def __init__(self, *, console: Console, seconds: float | None) -> None:
+        self._console = console
+        self._seconds = seconds
+        self._show: Show | None = None
+        self._commands = ""
+
+    async def run(self) -> bool:
+        """Start, show and stop everything; tell whether every slot was refreshed or covered."""
+        workspace = Workspace.claim("demo")
+        keep = False
+        try:
+            good = await self._run_in(workspace.path)
+            keep = not good
+        except Exception:
+            keep = True
+            raise
+        else:
+            return good
+        finally:
+            await to_the_end(lambda: workspace.release(keep=keep))
+            if keep:
+                self.say(f"The servers' logs are in {workspace.path} until the next demo.")
+
+    async def _run_in(self, folder: Path) -> bool:
+        environment = folder / "env"
+        self._commands = commands(environment)
+        async with AsyncExitStack() as exits:
+            with Steps(self._console) as steps:
+                stack = await exits.enter_async_context(running_stack(folder, with_operator=True, steps=steps))
+                with steps.step("Applying the tenants' databases and policies") as step:
+                    await apply_samples(stack.control_plane)
+                    step.result = "Two tenants' databases and policies: kubectl apply -k manifests/samples"
+            write_files(folder)
+            assert stack.operator is not None
+            _write_environment(environment, stack=stack, operator=stack.operator)
+            self.say(f"\nIn another terminal: {source_command(environment)}\n")
+            hints = f"\nWhat to try next, in another terminal:\n\n{self._commands}"
+            self._show = Show(stack=stack, operator=stack.operator, console=self._console, hints=hints)
+            lines = await self._show.run(self._seconds)
+        self._console.print(summary_table(lines))
+        self.say(verdict(lines))
+        return all(line.good for line in lines)
+
+    @property
+    def has_shown(self) -> bool:
+        """Whether the show has begun."""
+        return self._show is not None
+
+    def say_farewell(self) -> None:
+        """After Ctrl-C, when everything is cleaned up: what was done, and what to try next."""
+        if self._show is not None:
+            self.say(totals(self._show.accounts()))
+        self.say("Stopped: no process, port or file of the demo is left.")
+        if self._commands:
+            self.say(f"\nWhat to try next: run make demo again, and in another terminal\n\n{self._commands}")
+
+    def say_stopping(self) -> None:
+        """After the first signal."""
+        if self._show is None:
+            self.say("\nStopping what has started and cleaning up…")
+        else:
+            self._show.say_goodbye()
+
+    def say(self, text: str) -> None:
+        """Print as it is."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def main() -> int:
+    """Run the demo and return its exit code."""
+    interrupt_on_signals()
+    # The board's bars are not in every character set.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    console = Console()
+    demo: _Demo | None = None
+    seconds: float | None = None
+    try:
+        seconds = _seconds()
+        forget_servers()
+        Binaries.obtain(console=console)
+        require_disk(path=ROOT, needed_bytes=DISK_BYTES, what="The demo")
+        demo = _Demo(console=console, seconds=seconds)
+        demo.say(
+            f"Starting a Kubernetes API server, PostgreSQL 18 and the operator on loopback: about {_START_SECONDS} s, "
+            f"nothing to download, up to {DISK_BYTES // 1_000_000} MB of disk while it runs.\n"
+        )
+        good = asyncio.run(
+            until_signalled(
+                demo.run(),
+                on_signal=demo.say_stopping,
+                on_impatience=lambda: demo.say("Still cleaning up: a few seconds more."),
+            )
+        )
+    except SandboxError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        if demo is not None:
+            demo.say_farewell()
+        # Ctrl-C is how a demo without an end is meant to end.
+        ended_as_meant = demo is not None and demo.has_shown and seconds is None
+        return 0 if ended_as_meant else interrupted.exit_code
+    return 0 if good else 1
+
+
+def _seconds() -> float | None:
+    given = os.environ.get(SECONDS_VARIABLE)
+    if not given:
+        return None
+    needed = longest_interval() + 1
+    if not given.isdecimal() or int(given) < needed:
+        raise SandboxError(
+            f"{SECONDS_VARIABLE} must be a whole number of seconds, {needed} at least: "
+            "every policy that is due every few seconds is to be seen at work."
+        )
+    return int(given)
+
+
+def _write_environment(path: Path, *, stack: Stack, operator: OperatorProcess) -> None:
+    write_environment(
+        path,
+        cluster=stack.control_plane,
+        variables={
+            "DATABASE_URL": stack.analytics.url(OWNER_ROLE),
+            "ADMIN_DATABASE_URL": stack.analytics.admin_url,
+            "METRICS_URL": operator.metrics_url,
+            "DEMO": str(path.parent),
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
