@@ -16,6 +16,7 @@ from tests.refreshes import TENANT_A, TENANT_B, GatedView, a_run, refresh
 
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.postgres import queries
+from matview_operator.adapters.postgres.migrations import upgrade
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.api.outcome import RefreshMode
 from matview_operator.api.outcome import RefreshReason as Reason
@@ -359,7 +360,7 @@ async def test_a_shared_view_is_not_refreshed_for_one_tenant(database: Database)
 
 async def test_another_roles_runs_do_not_make_a_view_shared(database: Database) -> None:
     view = await protected_view(database)
-    # Without the ledger's use: APP_OWNER's own run leaves no row of MV_OPERATOR's.
+    await upgrade(database.admin_url, grant_to=[APP_OWNER])
     assert (await refresh(database, view, role=APP_OWNER, **TENANT)).outcome is RefreshOutcome.SUCCESS
     other = {**TENANT, "tenant_id": TENANT_B}
     assert (await refresh(database, view, **other)).outcome is RefreshOutcome.SUCCESS

@@ -13,7 +13,7 @@ import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR
 from tests.proxy import Fault, Loss, Proxy
-from tests.refreshes import TENANT_A, GatedView, refresh
+from tests.refreshes import TENANT_A, GatedView, refresh, settled
 
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.postgres.migrations import upgrade
@@ -182,6 +182,28 @@ async def test_a_recreated_view_is_another_view(database: Database) -> None:
     assert ended(await refresh(database, view, **SLOT)) == (RefreshOutcome.SUCCESS, None)
 
 
+async def test_a_slot_that_was_settled_while_we_worked_is_not_claimed_twice(database: Database) -> None:
+    """Somebody who ignores the locks: the unique key alone decides."""
+    gated = await GatedView.make(database)
+    await gated.shut()
+    task = asyncio.create_task(refresh(database, gated.view, **SLOT))
+    await gated.reached()
+    await database.execute_as(
+        MV_OPERATOR,
+        f"""
+        insert into matview_ops.refresh_run (policy_uid, view_oid, view_name, slot_id, outcome, lock_token, data_as_of,
+          correlation_id)
+        values ('00000000-0000-4000-8000-000000000001', 'gated'::regclass, 'gated', '{SLOT["slot_id"]}', 'SUCCESS',
+          'GLOBAL', now(), 'faster')
+        """,
+    )
+    await database.execute_as(APP_OWNER, "insert into gated_plain_base values (9, 'a', 9)")
+    await gated.open()
+    assert ended(await task) == RECOVERED
+    assert await ledger(database) == [("SUCCESS", None, 1, True)]
+    assert await database.value_as(APP_OWNER, "select count(*) from gated") == 3
+
+
 # Answers that are lost around COMMIT.
 
 
@@ -252,6 +274,15 @@ async def committing_backend(database: Database) -> int:
         await asyncio.sleep(0.01)
 
 
+async def askers_answered(database: Database) -> object:
+    """Return how many backends have answered what became of a transaction."""
+    return await database.value_as(
+        SUPERUSER,
+        "select count(*) from pg_stat_activity where query like '%pg_xact_status%' and pid <> pg_backend_pid()"
+        " and state = 'idle'",
+    )
+
+
 @pytest.mark.parametrize("template", ["ledger", "bare"])
 @pytest.mark.parametrize("death", ["terminated", "killed"])
 async def test_a_backend_that_dies_in_commit_has_committed(standbyless: Databases, template: str, death: str) -> None:
@@ -272,6 +303,23 @@ async def test_a_backend_that_dies_in_commit_has_committed(standbyless: Database
         if template == "ledger":
             assert ended(await refresh(database, view, **SLOT)) == RECOVERED
             assert await ledger(database) == [("SUCCESS", None, 1, True)]
+
+
+@pytest.mark.parametrize("template", ["ledger", "bare"])
+async def test_a_commit_that_goes_on_without_us_is_waited_for(standbyless: Databases, template: str) -> None:
+    async with standbyless.lend(template) as database:
+        view = await counted_view(database)
+        waits = f"alter role {MV_OPERATOR} in database {database.name} set synchronous_commit ="
+        await database.execute_as(SUPERUSER, f"{waits} on")
+        async with Proxy(database.server.port) as proxy:
+            task = asyncio.create_task(refresh(database, view, via=proxy, **SLOT))
+            pid = await committing_backend(database)
+            await proxy.cut()
+            # The operator asks, and hears that the transaction is still in progress.
+            await settled(lambda: askers_answered(database), 1)
+            await database.execute_as(SUPERUSER, f"select pg_cancel_backend({pid})")
+            assert ended(await task) == RECOVERED
+        assert await database.value_as(APP_OWNER, "select run from counted") == 1
 
 
 # The ledger comes and goes.

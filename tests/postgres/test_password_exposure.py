@@ -17,7 +17,10 @@ from sandbox.processes import free_port
 from tests.refreshes import a_run, refresh
 
 from matview_operator import RefreshOutcome
+from matview_operator.adapters.postgres import queries
+from matview_operator.adapters.postgres.connection import connect
 from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.adapters.postgres.session import Session
 from matview_operator.api.database import SslMode
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.connection import ConnectionTarget
@@ -36,7 +39,7 @@ MD5 = b"R\0\0\0\x0c\0\0\0\x05salt"
 SCRAM = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0"
 NOTICE = b"N\0\0\0\x0cSNOTICE\0"
 ACCEPTED = b"R\0\0\0\x08\0\0\0\0"
-PARAMETER = b"S\0\0\0\x08a\0b\0"
+PARAMETER = b"S\0\0\0\x18server_version\x0018.4\0"
 READY = b"Z\0\0\0\x05I"
 SSL_REQUEST = 80877103
 
@@ -73,7 +76,7 @@ class HostileServer:
                 await writer.drain()
             while chunk := await reader.read(1000):
                 self.heard += chunk
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
@@ -224,12 +227,19 @@ async def test_what_is_not_postgresql_is_told_and_not_kept(greeting: bytes) -> N
     assert server.heard == b""
 
 
-async def test_bytes_behind_the_greeting_are_not_lost() -> None:
-    """A server that accepts at once and goes away says so, and not that it was silent."""
-    async with HostileServer(ACCEPTED + PARAMETER + READY + b"E\0\0\0\x12C57P01\0Mbye\0\0").serve() as server:
+FATAL = b"E\0\0\0\x16SFATAL\0C57P01\0Mbye\0\0"
+
+
+async def test_a_session_that_ends_right_after_the_greeting_is_told_at_once() -> None:
+    """Neither are the bytes behind the greeting lost, nor does asyncpg's own error for this escape."""
+    async with HostileServer(ACCEPTED + PARAMETER + READY + FATAL).serve() as server:
         result = await attempt(target_at(server.port))
-    assert result.outcome is RefreshOutcome.FAILED
-    assert result.duration_ms < 1500
+        session = Session(await connect(target_at(server.port)))
+        with pytest.raises(queries.DRIVER_ERRORS):
+            await session.row(queries.CLOCK)
+        await session.close()
+    assert (result.outcome, result.error_type) == (RefreshOutcome.FAILED, RefreshReason.CONNECTION_FAILED)
+    assert result.error_message == "Cannot connect: the server ended the session."
 
 
 async def test_connections_of_others_in_the_same_process_are_theirs() -> None:

@@ -112,6 +112,10 @@ def cut(text: str) -> str:
 def _system_text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
-        return "the server's answer was not PostgreSQL's"
-    return "network error"
+    match error:
+        case asyncpg.InterfaceError() | asyncpg.ProtocolError():
+            return "the server's answer was not PostgreSQL's"
+        case asyncpg.InternalClientError():
+            return "the server ended the session"
+        case _:
+            return "network error"
