@@ -23,12 +23,13 @@ def forget_servers() -> None:
             del os.environ[name]
 
 
-def write_environment(path: Path, *, cluster: Cluster, variables: Mapping[str, str]) -> None:
+def write_environment(path: Path, *, folder: Path, cluster: Cluster, variables: Mapping[str, str]) -> None:
     """Write what a shell `source`s to work with a sandbox: these variables, KUBECONFIG, and a kubectl that fits it.
 
-    Readable by its owner alone. The kubectl comes first on PATH: one that the machine has may be years too old.
+    Readable by its owner alone; what goes with it lies in `folder`. The kubectl comes first on PATH: one that the
+    machine has may be years too old.
     """
-    programs = path.parent / "bin"
+    programs = folder / "bin"
     programs.mkdir(exist_ok=True)
     kubectl = programs / "kubectl"
     kubectl.unlink(missing_ok=True)
@@ -36,7 +37,7 @@ def write_environment(path: Path, *, cluster: Cluster, variables: Mapping[str, s
     all_variables = {
         "KUBECONFIG": str(cluster.kubeconfig),
         # Else kubectl would write what it learns of this cluster into the user's home.
-        "KUBECACHEDIR": str(path.parent / "kubectl-cache"),
+        "KUBECACHEDIR": str(folder / "kubectl-cache"),
         **variables,
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in all_variables.items()]

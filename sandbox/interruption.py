@@ -48,8 +48,9 @@ async def until_signalled(
     def receive(number: int) -> None:
         seen.append(number)
         if len(seen) == 1:
-            on_signal()
+            # First of all: the terminal may be gone, and with it whoever could be told.
             task.cancel()
+            on_signal()
         else:
             on_impatience()
 

@@ -31,6 +31,14 @@ class PgBouncer:
         self.port = port
         self.log = process.log
 
+    @staticmethod
+    def find() -> str:
+        """Return the program's path; raises MissingPart if it is not installed."""
+        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+        if program is None:
+            raise MissingPart(part="PgBouncer", package="pgbouncer")
+        return program
+
     @classmethod
     def start(
         cls,
@@ -46,9 +54,7 @@ class PgBouncer:
         `pool_size` is the number of server connections per role and database. `settings` are pgbouncer.ini's.
         `directory` is for the log. Raises MissingPart if it is not installed.
         """
-        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-        if program is None:
-            raise MissingPart(part="PgBouncer", package="pgbouncer")
+        program = cls.find()
         port = free_port()
         home = ServerHome.create(name="pgbouncer", directory=directory)
         options: dict[str, str | int] = {

@@ -27,10 +27,15 @@ TENANT_NAMESPACES = ("tenant-a", "tenant-b")
 SECRET = "analytics-app"  # noqa: S105 - its name
 """What the MatviewDatabases of manifests/samples refer to."""
 
+START_SECONDS = 12
+"""What a start takes on two idle cores, at most."""
+
 DISK_BYTES = 600_000_000
 """What the servers occupy at most while a demo runs for some minutes; measured 430 MB."""
 
 _MANIFESTS = CHECKOUT / "manifests"
+SAMPLES = _MANIFESTS / "samples"
+"""The demo's databases and policies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +78,14 @@ async def running_stack(directory: Path, *, with_operator: bool, steps: Steps) -
 
 async def apply_samples(cluster: Cluster) -> None:
     """Apply the databases and policies of manifests/samples, as a user would."""
-    await to_the_end(lambda: cluster.run_kubectl("apply", "--server-side", "-k", str(_MANIFESTS / "samples")))
+    await to_the_end(lambda: cluster.run_kubectl("apply", "--server-side", "-k", str(SAMPLES)))
 
 
 def longest_interval() -> int:
     """Return the longest everySeconds of manifests/samples."""
     documents = (
         document
-        for path in sorted((_MANIFESTS / "samples").glob("*.yaml"))
+        for path in sorted(SAMPLES.glob("*.yaml"))
         for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
     )
     return max(int(document.get("spec", {}).get("schedule", {}).get("everySeconds", 0)) for document in documents)

@@ -6,7 +6,6 @@ refreshed or covered.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from contextlib import AsyncExitStack
@@ -14,18 +13,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sandbox.cache import require_disk
-from sandbox.controlplane.binaries import Binaries
 from sandbox.demo.hints import commands, source_command, write_files
 from sandbox.demo.show import Show
 from sandbox.demo.summary import summary_table, totals, verdict
-from sandbox.environment import forget_servers, write_environment
+from sandbox.environment import write_environment
 from sandbox.errors import SandboxError
-from sandbox.interruption import Interrupted, interrupt_on_signals, to_the_end, until_signalled
+from sandbox.foreground import in_foreground
+from sandbox.interruption import Interrupted, interrupt_on_signals, to_the_end
 from sandbox.reference import OWNER_ROLE
-from sandbox.stack import DISK_BYTES, apply_samples, longest_interval, running_stack
+from sandbox.stack import apply_samples, longest_interval, running_stack
 from sandbox.steps import Steps
-from sandbox.workspace import ROOT, Workspace
+from sandbox.workspace import Workspace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from sandbox.stack import Stack
 
 SECONDS_VARIABLE = "DEMO_SECONDS"
-_START_SECONDS = 15
 
 
 class _Demo:
@@ -84,9 +81,9 @@ class _Demo:
         return all(line.good for line in lines)
 
     @property
-    def has_shown(self) -> bool:
-        """Whether the show has begun."""
-        return self._show is not None
+    def was_endless(self) -> bool:
+        """Whether the show has begun, and would have gone on until somebody ended it."""
+        return self._show is not None and self._seconds is None
 
     def say_farewell(self) -> None:
         """After Ctrl-C, when everything is cleaned up: what was done, and what to try next."""
@@ -111,37 +108,20 @@ class _Demo:
 def main() -> int:
     """Run the demo and return its exit code."""
     interrupt_on_signals()
-    # The board's bars are not in every character set.
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     console = Console()
     demo: _Demo | None = None
-    seconds: float | None = None
     try:
-        seconds = _seconds()
-        forget_servers()
-        Binaries.obtain(console=console)
-        require_disk(path=ROOT, needed_bytes=DISK_BYTES, what="The demo")
-        demo = _Demo(console=console, seconds=seconds)
-        demo.say(
-            f"Starting a Kubernetes API server, PostgreSQL 18 and the operator on loopback: about {_START_SECONDS} s, "
-            f"nothing to download, up to {DISK_BYTES // 1_000_000} MB of disk while it runs.\n"
-        )
-        good = asyncio.run(
-            until_signalled(
-                demo.run(),
-                on_signal=demo.say_stopping,
-                on_impatience=lambda: demo.say("Still cleaning up: a few seconds more."),
-            )
-        )
+        demo = _Demo(console=console, seconds=_seconds())
+        good = in_foreground(demo.run, what="The demo", on_signal=demo.say_stopping, console=console)
     except SandboxError as error:
         print(error, file=sys.stderr)
         return 1
     except Interrupted as interrupted:
-        if demo is not None:
-            demo.say_farewell()
+        if demo is None:
+            return interrupted.exit_code
+        demo.say_farewell()
         # Ctrl-C is how a demo without an end is meant to end.
-        ended_as_meant = demo is not None and demo.has_shown and seconds is None
-        return 0 if ended_as_meant else interrupted.exit_code
+        return 0 if demo.was_endless else interrupted.exit_code
     return 0 if good else 1
 
 
@@ -161,6 +141,7 @@ def _seconds() -> float | None:
 def _write_environment(path: Path, *, stack: Stack, operator: OperatorProcess) -> None:
     write_environment(
         path,
+        folder=path.parent,
         cluster=stack.control_plane,
         variables={
             "DATABASE_URL": stack.analytics.url(OWNER_ROLE),

@@ -1,0 +1,93 @@
+# Everything that is done with this repository, for people and for CI. No target needs root.
+#
+# Another Python:   make demo PYTHON=python3.13
+# More for pytest:  make test-postgres PYTEST="-k ledger -x"
+
+.SUFFIXES:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PYTEST =
+
+# Relative, so that the checkout's own path may contain blanks.
+BIN = .venv/bin
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version=3.11 --generate-hashes --no-header
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: venv
+venv: ## make .venv: all locked packages and this project, editable
+	@command -v "$(PYTHON)" > /dev/null || { \
+	  echo "There is no $(PYTHON) on PATH. Install Python 3.11 or newer (Debian, Ubuntu: apt-get install python3" \
+	    "python3-venv), or name yours: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -I sandbox/venv.py $(if $(filter file,$(origin PYTHON)),,--this-python)
+
+.PHONY: demo
+demo: venv ## show views becoming fresh (DEMO_SECONDS=30 ends it by itself)
+	@$(BIN)/python -m sandbox.demo
+
+.PHONY: sandbox
+sandbox: venv ## start the demo's servers, without operator and show
+	@$(BIN)/python -m sandbox
+
+.PHONY: test
+test: venv ## run all tests, on real servers
+	@$(BIN)/python -m sandbox.parts
+	@$(BIN)/python -m sandbox.controlplane build
+	@failed=; for folder in unit postgres cluster acceptance; do \
+	  $(MAKE) -s run-tests FOLDER=$$folder || failed="$$failed $$folder"; done; \
+	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
+
+.PHONY: test-unit test-postgres test-cluster test-acceptance
+test-unit: venv ## run the tests that need no servers
+	@$(MAKE) -s run-tests FOLDER=unit
+test-postgres: venv ## run the tests on PostgreSQL 15, 16 and 18
+	@$(MAKE) -s run-tests FOLDER=postgres
+test-cluster: venv ## run the tests on Kubernetes (on yours with TEST_CLUSTER=current)
+	@$(MAKE) -s run-tests FOLDER=cluster
+test-acceptance: venv ## run the tests of demo, command line and packages
+	@$(MAKE) -s run-tests FOLDER=acceptance
+
+.PHONY: run-tests
+run-tests:
+	@case $(FOLDER) in \
+	  unit) echo "== tests/unit: pure decisions, no server" ;; \
+	  postgres) echo "== tests/postgres: PostgreSQL 15, 16 and 18, a database per test, roles without superuser" ;; \
+	  cluster) echo "== tests/cluster: kube-apiserver and etcd, PostgreSQL, the operator as a process" ;; \
+	  acceptance) echo "== tests/acceptance: demo, command line and packages, from end to end" ;; \
+	esac
+	@$(BIN)/python -m pytest -q tests/$(FOLDER) $(PYTEST)
+
+.PHONY: check
+check: venv ## run every linter and rule, in under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m matview_operator.api.crd --check crds
+	$(BIN)/python -m pytest -q tests/unit/test_repository.py tests/unit/test_migration_heads.py
+	$(BIN)/hadolint Dockerfile
+
+.PHONY: crds
+crds: venv ## write crds/ from the models
+	@$(BIN)/python -m matview_operator.api.crd crds
+
+.PHONY: lock
+lock: venv ## renew the locked versions of all dependencies
+	$(COMPILE) --upgrade --output-file=requirements/run.txt pyproject.toml
+	$(COMPILE) --upgrade --output-file=requirements/build.txt --group build
+	$(COMPILE) --upgrade --output-file=requirements/dev.txt --group dev pyproject.toml
+
+.PHONY: bench
+bench: venv ## measure, and write what was measured to bench/results
+	@$(BIN)/python -m bench
+
+.PHONY: clean
+clean: ## remove what was made in this folder, and say what that frees
+	@"$(PYTHON)" -B -m sandbox.clean checkout
+
+.PHONY: clean-cache
+clean-cache: ## remove the cached control plane and templates, and say what that frees
+	@"$(PYTHON)" -B -m sandbox.clean cache

@@ -1,0 +1,105 @@
+"""`python -m sandbox`: the demo's servers in the foreground, without show and operator, for work on the operator."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from sandbox.environment import write_environment
+from sandbox.errors import SandboxError
+from sandbox.foreground import in_foreground
+from sandbox.interruption import Interrupted, interrupt_on_signals, to_the_end
+from sandbox.operator_process import NAMESPACE, SERVICE_ACCOUNT
+from sandbox.processes import free_port
+from sandbox.reference import OWNER_ROLE
+from sandbox.stack import SAMPLES, Stack, running_stack
+from sandbox.steps import Steps
+from sandbox.workspace import ROOT, Workspace
+
+_ENVIRONMENT = ROOT / "env"
+"""The same each time, so there is one sandbox at a time in a checkout."""
+
+
+class _Sandbox:
+    """One sandbox from its start to its end. `run` is called once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.was_up = False
+
+    async def run(self) -> None:
+        """Start the servers, tell how to reach them, and stop them when cancelled."""
+        workspace = Workspace.claim_only("sandbox")
+        try:
+            async with AsyncExitStack() as exits:
+                with Steps(self._console) as steps:
+                    stack = await exits.enter_async_context(
+                        running_stack(workspace.path, with_operator=False, steps=steps)
+                    )
+                exits.callback(_ENVIRONMENT.unlink, missing_ok=True)
+                self._tell(stack, folder=workspace.path)
+                self.was_up = True
+                await asyncio.Event().wait()
+        finally:
+            await to_the_end(workspace.release)
+
+    def say(self, text: str) -> None:
+        """Print as it is."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def _tell(self, stack: Stack, *, folder: Path) -> None:
+        write_environment(
+            _ENVIRONMENT,
+            folder=folder,
+            cluster=stack.control_plane,
+            variables={
+                "DATABASE_URL": stack.analytics.url(OWNER_ROLE),
+                "ADMIN_DATABASE_URL": stack.analytics.admin_url,
+            },
+        )
+        account = stack.control_plane.service_account_kubeconfig(
+            namespace=NAMESPACE, name=SERVICE_ACCOUNT, path=folder / "operator" / "kubeconfig"
+        )
+        program = Path(sys.executable).with_name("matview-operator")
+        self.say(
+            f"\n{_ENVIRONMENT}:\n\n{_ENVIRONMENT.read_text()}\n"
+            "In another terminal:\n\n"
+            f"source {shlex.quote(str(_ENVIRONMENT))}\n\n"
+            "# Two tenants' databases and policies; their namespaces and Secrets are there.\n"
+            f"kubectl apply -k {shlex.quote(str(SAMPLES))}\n\n"
+            "# The operator, under its own ServiceAccount.\n"
+            f"KUBECONFIG={shlex.quote(str(account))} MATVIEW_HOST=127.0.0.1 MATVIEW_PORT={free_port()} "
+            f"{shlex.quote(str(program))} run\n\n"
+            "Ctrl-C stops the servers and cleans up."
+        )
+
+
+def main() -> int:
+    """Run the sandbox and return its exit code."""
+    interrupt_on_signals()
+    console = Console()
+    sandbox = _Sandbox(console)
+    try:
+        in_foreground(
+            sandbox.run,
+            what="The sandbox",
+            on_signal=lambda: sandbox.say("\nStopping and cleaning up…"),
+            console=console,
+        )
+    except SandboxError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        sandbox.say("Stopped: no process, port or file of the sandbox is left.")
+        # Being interrupted is how it is meant to end; before it was up, it is not.
+        return 0 if sandbox.was_up else interrupted.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
