@@ -88,8 +88,6 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
 
     def _may_be_answered(self, message: bytes) -> bool:
         request = int.from_bytes(message[_HEADER_BYTES:_REQUEST_BYTES], "big")
-        if len(message) < _REQUEST_BYTES:
-            return False
         return request == _OK or request in _SASL or (request in (_CLEAR_TEXT, _MD5) and self._verified())
 
     def _verified(self) -> bool:

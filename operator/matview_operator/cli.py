@@ -1,0 +1,227 @@
+"""The command line. Each command imports what it needs when it runs: `--help` is quick, and only `run` loads kopf."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from matview_operator.commands import Commands, run_safely, url_of, with_database
+
+ISOLATIONS = ("Shared", "Tenant")
+CONCURRENTLY = ("IfPossible", "Always", "Never")
+
+_REFRESH_EXAMPLES = """
+\b
+Examples:
+  export DATABASE_URL=postgresql://reporting:PASSWORD@db.example.com/analytics
+  matview-operator refresh daily_revenue finance.costs
+  until matview-operator refresh --all --correlation-id "import-$BATCH"; do sleep 10; done
+  matview-operator refresh --all -o json | jq -r '.[] | select(.outcome != "SUCCESS") | .view_name'
+"""
+_MIGRATE_EXAMPLES = """
+\b
+Examples:
+  export DATABASE_URL=postgresql://owner:PASSWORD@db.example.com/analytics
+  matview-operator migrate --grant-to reporting
+  matview-operator migrate --check
+  matview-operator migrate --down
+"""
+_LOCK_KEYS_EXAMPLES = """
+\b
+Example:
+  matview-operator lock-keys finance.costs
+"""
+_CRDS_EXAMPLES = """
+\b
+Example:
+  matview-operator crds | kubectl apply --server-side -f -
+"""
+_VERSION_EXAMPLES = """
+\b
+Example:
+  matview-operator version
+"""
+
+
+@click.group(cls=Commands, context_settings={"auto_envvar_prefix": "MATVIEW", "max_content_width": 100})
+def cli() -> None:
+    """Keep PostgreSQL materialized views fresh.
+
+    `run` is the Kubernetes operator; the other commands need no Kubernetes. Every option can also be set by an
+    environment variable: refresh --timeout by MATVIEW_REFRESH_TIMEOUT.
+    """
+
+
+def main() -> None:
+    """Run the command that the process was started with, and exit."""
+    sys.exit(run_safely(cli))
+
+
+@cli.command(epilog=_REFRESH_EXAMPLES)
+@click.argument("views", metavar="[VIEW]...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every materialized view that the role may refresh.")
+@with_database
+@click.option("--tenant", metavar="ID", help="The tenant; under isolation Shared it is a label only.")
+@click.option(
+    "--isolation",
+    type=click.Choice(ISOLATIONS, case_sensitive=False),
+    metavar="|".join(ISOLATIONS),
+    default="Shared",
+    show_default=True,
+    help="Shared: the views hold many tenants' rows, and a refresh fails rather than lose any. Tenant: they are this "
+    "tenant's alone, and their queries find its id in the setting app.current_tenant_id.",
+)
+@click.option(
+    "--concurrently",
+    type=click.Choice(CONCURRENTLY, case_sensitive=False),
+    metavar="|".join(CONCURRENTLY),
+    default="IfPossible",
+    show_default=True,
+    help="Whether readers go on reading meanwhile; a view needs a unique index for it.",
+)
+@click.option("--timeout", metavar="SECONDS", type=float, default=3600.0, show_default=True, help="For each view.")
+@click.option("--correlation-id", metavar="ID", help="Do this work once only; it is the id in results and logs too.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(("table", "json")),
+    default="table",
+    show_default=True,
+    help="json is one array with the results.",
+)
+def refresh(
+    *,
+    views: tuple[str, ...],
+    every: bool,
+    database_url: str | None,
+    database_url_file: Path | None,
+    tenant: str | None,
+    isolation: str,
+    concurrently: str,
+    timeout: float,
+    correlation_id: str | None,
+    output: str,
+) -> None:
+    """Refresh materialized views now, under the operator's locks.
+
+    VIEW is written as in SQL: daily_revenue, finance.costs, '"Odd Name"'. Views are refreshed one after another; with
+    --all each comes after those it reads, and is skipped if one of them failed. A view that somebody else is
+    refreshing is skipped.
+
+    With a correlation id, and the ledger that `migrate` installs, the work is done exactly once, however often the
+    command is repeated or killed, so that it is safe in a retry loop. Else every call refreshes.
+
+    The exit code is 0 if every view was refreshed or skipped (the outcomes tell which), 1 if one failed, 2 if the
+    command makes no sense. Ctrl-C and SIGTERM stop the server's work too, and what was done is printed; the exit code
+    is 130 or 143 then.
+    """
+    from matview_operator.api.policy import Isolation
+    from matview_operator.api.view import Concurrently
+    from matview_operator.domain.connection import parse_url
+    from matview_operator.domain.result import FAILURES
+    from matview_operator.domain.view import ViewName
+    from matview_operator.executor import new_request, refresh_all, refresh_in_order
+    from matview_operator.interruption import collect
+
+    if every == bool(views):
+        raise click.UsageError("Name the views to refresh, or give --all.")
+    names = [ViewName.from_sql(view) for view in views]
+    target = parse_url(url_of(database_url, database_url_file))
+    request = new_request(
+        tenant_id=tenant,
+        correlation_id=correlation_id,
+        isolation=Isolation(isolation),
+        concurrently=Concurrently(concurrently),
+        timeout_seconds=timeout,
+        idempotent=correlation_id is not None,
+    )
+    work = (
+        refresh_all(target=target, request=request)
+        if every
+        else refresh_in_order(names, reads={}, target=target, request=request)
+    )
+    done = asyncio.run(collect(work))
+    if output == "json":
+        click.echo(json.dumps([result.model_dump(mode="json") for result in done.results], indent=2))
+    elif done.results:
+        from matview_operator.result_table import print_table
+
+        print_table(done.results)
+    if done.error is not None:
+        raise done.error
+    if done.signal is not None:
+        click.get_current_context().exit(128 + done.signal)
+    if any(result.outcome in FAILURES for result in done.results):
+        click.get_current_context().exit(1)
+
+
+@cli.command(epilog=_MIGRATE_EXAMPLES)
+@with_database
+@click.option("--grant-to", metavar="ROLE", multiple=True, help="Role that may use the ledger; may be repeated.")
+@click.option("--down", is_flag=True, help="Remove the schema and every run recorded in it.")
+@click.option("--check", is_flag=True, help="Change nothing; exit 0 if this role can use the ledger, else 1.")
+def migrate(
+    *, database_url: str | None, database_url_file: Path | None, grant_to: tuple[str, ...], down: bool, check: bool
+) -> None:
+    """Install the ledger in a database, or bring it up to date.
+
+    The ledger is the table refresh_run in a schema of its own, matview_ops, and makes the work of every slot and every
+    correlation id happen exactly once. It needs a role that may create a schema in the database; the role that
+    refreshes is granted its use only. Repeating the command does no harm.
+    """
+    from matview_operator.adapters.postgres import migrations
+
+    if down + check + bool(grant_to) > 1:
+        raise click.UsageError("--grant-to, --down and --check exclude each other.")
+    url = url_of(database_url, database_url_file)
+    if check:
+        found = asyncio.run(migrations.check(url))
+        click.echo(found.value)
+        click.get_current_context().exit(0 if found.value == "Installed" else 1)
+    if down:
+        asyncio.run(migrations.downgrade(url))
+        click.echo("The schema matview_ops is gone, and with it every recorded run.")
+        return
+    asyncio.run(migrations.upgrade(url, grant_to=grant_to))
+    click.echo("The ledger is installed and up to date.")
+    for role in grant_to:
+        click.echo(f"{role} may use it.")
+
+
+@cli.command(epilog=_LOCK_KEYS_EXAMPLES)
+@click.argument("view", metavar="VIEW")
+@click.option(
+    "--tenant", metavar="ID", help="The tenant under isolation Tenant; without it the key of GLOBAL is shown."
+)
+def lock_keys(*, view: str, tenant: str | None) -> None:
+    """Print a view's advisory lock, for jobs of your own.
+
+    Who holds it keeps refreshes out. It is a transaction's lock, which ends with COMMIT or ROLLBACK.
+    """
+    from matview_operator.domain.lock_keys import lock_keys as keys_of
+    from matview_operator.domain.view import ViewName
+
+    keys = keys_of(str(ViewName.from_sql(view)), tenant)
+    click.echo(f"view_key    {keys.view_key}")
+    click.echo(f"tenant_key  {keys.tenant_key}")
+    click.echo(f"SELECT pg_try_advisory_xact_lock({keys.view_key}, {keys.tenant_key});")
+
+
+@cli.command(epilog=_CRDS_EXAMPLES)
+def crds() -> None:
+    """Print the CustomResourceDefinitions as YAML."""
+    from matview_operator.api.crd import crds_yaml
+
+    click.echo(crds_yaml(), nl=False)
+
+
+@cli.command(epilog=_VERSION_EXAMPLES)
+def version() -> None:
+    """Print the version."""
+    from matview_operator import __version__
+
+    click.echo(__version__)

@@ -1,0 +1,90 @@
+"""What all commands share: how they name a database, and how they tell errors."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from matview_operator.domain.errors import InvalidName, InvalidRequest, InvalidTarget, MatviewError
+
+URL_VARIABLE = "DATABASE_URL"
+
+_CREDENTIALS = re.compile(r"://\S*@")
+"""Up to the last @: a password may hold one."""
+
+_INTERRUPTED = 130
+
+
+class Command(click.Command):
+    """A command whose expected errors are told in a sentence, not by a trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; raises UsageError for arguments that make no sense, ClickException for what did not work."""
+        try:
+            return super().invoke(ctx)
+        except (InvalidName, InvalidRequest, InvalidTarget) as error:
+            raise click.UsageError(str(error), ctx) from None
+        except MatviewError as error:
+            raise click.ClickException(str(error)) from None
+
+
+class Commands(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+
+def run_safely(command: click.Command) -> int:
+    """Run a command line and return its exit code. No error shows a password, wherever the user wrote one."""
+    try:
+        code = command.main(standalone_mode=False)
+    except click.ClickException as error:
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(_CREDENTIALS.sub("://…@", shown.getvalue()), err=True, nl=False)
+        return error.exit_code
+    except click.Abort:
+        return _INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def with_database(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the two options that name the database."""
+    for option in (
+        click.option(
+            "--database-url-file",
+            metavar="FILE",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="A file that holds the database's URL and nothing else; only you should be able to read it.",
+        ),
+        click.option(
+            "--database-url",
+            metavar="URL",
+            envvar=URL_VARIABLE,
+            help="postgresql://user:password@host:port/database?sslmode=verify-full. With a password in it, prefer "
+            f"the environment variable {URL_VARIABLE} or --database-url-file: every user of the machine can see a "
+            "command's arguments.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def url_of(database_url: str | None, database_url_file: Path | None) -> str:
+    """Return the URL that the options or the environment name; raises UsageError."""
+    if database_url_file is not None:
+        if click.get_current_context().get_parameter_source("database_url") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--database-url and --database-url-file exclude each other.")
+        try:
+            return database_url_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise click.UsageError(f"The file {database_url_file} cannot be read as text.") from None
+    if not database_url:
+        raise click.UsageError(f"Which database? Set {URL_VARIABLE}, or give --database-url-file.")
+    return database_url
