@@ -14,7 +14,7 @@ from sandbox.environment import write_environment
 from sandbox.errors import SandboxError
 from sandbox.foreground import in_foreground
 from sandbox.interruption import Interrupted, interrupt_on_signals, to_the_end
-from sandbox.operator_process import NAMESPACE, SERVICE_ACCOUNT
+from sandbox.operator_process import NAMESPACE, PROGRAM, SERVICE_ACCOUNT
 from sandbox.processes import free_port
 from sandbox.reference import OWNER_ROLE
 from sandbox.stack import SAMPLES, Stack, running_stack
@@ -65,7 +65,6 @@ class _Sandbox:
         account = stack.control_plane.service_account_kubeconfig(
             namespace=NAMESPACE, name=SERVICE_ACCOUNT, path=folder / "operator" / "kubeconfig"
         )
-        program = Path(sys.executable).with_name("matview-operator")
         self.say(
             f"\n{_ENVIRONMENT}:\n\n{_ENVIRONMENT.read_text()}\n"
             "In another terminal:\n\n"
@@ -74,7 +73,7 @@ class _Sandbox:
             f"kubectl apply -k {shlex.quote(str(SAMPLES))}\n\n"
             "# The operator, under its own ServiceAccount.\n"
             f"KUBECONFIG={shlex.quote(str(account))} MATVIEW_HOST=127.0.0.1 MATVIEW_PORT={free_port()} "
-            f"{shlex.quote(str(program))} run\n\n"
+            f"{shlex.quote(str(PROGRAM))} run\n\n"
             "Ctrl-C stops the servers and cleans up."
         )
 

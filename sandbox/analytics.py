@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from sandbox.migration import run_migration
+from sandbox.operator_process import PROGRAM
 from sandbox.reference import (
     APP_ROLE,
     OPERATOR_ROLE,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 DATABASE = "analytics"
 BASE_ROWS = 205_000
-_MIGRATE = "import asyncio,os;from matview_operator.adapters.postgres.migrations import upgrade; asyncio.run(upgrade(os.environ['DATABASE_URL'],grant_to=['analytics_operator']))"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ async def create_analytics(server: PostgresServer, *, steps: Steps) -> Analytics
         step.result = f"Reference application: {len(REFERENCE_VIEWS)} materialized views, row-level security forced"
     with steps.step("Installing the operator's ledger") as step:
         await run_migration(
-            *("-c", _MIGRATE),
+            *(PROGRAM, "migrate", "--grant-to", OPERATOR_ROLE),
             database_url=database.url(OWNER_ROLE),
             what="matview-operator migrate",
         )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
+from pathlib import Path
 
 from sandbox.errors import SandboxError
 
 _SECONDS = 120
 
 
-async def run_migration(*arguments: str, database_url: str, what: str) -> None:
-    """Run this Python with `arguments` on a database; raise SandboxError with its output if it fails or takes 120 s."""
+async def run_migration(*command: str | Path, database_url: str, what: str) -> None:
+    """Run a command on a database; raise SandboxError with its output if it fails or takes 120 s."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *arguments),
+        *command,
         # In the environment, because everybody can read a command line.
         env={**os.environ, "DATABASE_URL": database_url},
         stdin=asyncio.subprocess.DEVNULL,

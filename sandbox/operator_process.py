@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sandbox.errors import SandboxError
@@ -14,7 +15,6 @@ from sandbox.processes import ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from sandbox.controlplane import Cluster
@@ -23,11 +23,14 @@ SERVICE_ACCOUNT = "matview-operator"
 NAMESPACE = "matview-system"
 """Where manifests/cluster puts the ServiceAccount."""
 
-_PROGRAM = (
+PROGRAM = Path(sys.executable).with_name("matview-operator")
+"""The command line, as pip installed it beside this Python."""
+
+_RUN = (
     "from matview_operator.main import run_operator; from matview_operator.settings import Settings;"
     " from matview_operator.logs import configure_logs; s = Settings(); configure_logs(s); run_operator(s)"
 )
-COMMAND = (sys.executable, "-c", _PROGRAM)
+COMMAND = (sys.executable, "-c", _RUN)
 
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ")
 _STOP_SECONDS = 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -74,9 +75,8 @@ async def migrate_reference(admin_url: str) -> None:
 
     The URL is a superuser's. Raises SandboxError with alembic's output.
     """
-    ini = str(_ROOT / "alembic.ini")
     await run_migration(
-        *("-m", "alembic", "-c", ini, "-n", "reference", "upgrade", "head"),
+        *(sys.executable, "-m", "alembic", "-c", _ROOT / "alembic.ini", "-n", "reference", "upgrade", "head"),
         database_url=admin_url,
         what="Migrating the reference application",
     )

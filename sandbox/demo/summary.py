@@ -21,7 +21,7 @@ def summary_table(lines: Sequence[Line]) -> Table:
         pad_edge=False,
         header_style="dim",
         padding=(0, 1, 0, 0),
-        caption="LATE: from slot to start; TOOK: a refreshed slot. Each median/95th percentile.",
+        caption="LATE: from slot to start. TOOK: what was refreshed. Median/95th percentile.",
         caption_justify="left",
     )
     table.add_column("POLICY", no_wrap=True, overflow="ellipsis", max_width=25)
@@ -52,7 +52,7 @@ def totals(lines: Sequence[Line]) -> str:
     refreshed, covered, failed = (
         sum(getattr(line, name) for line in lines) for name in ("refreshed", "covered", "failed")
     )
-    return f"{refreshed} slots were refreshed, {covered} were covered by another policy's run, {failed} failed."
+    return f"Slots: {refreshed} refreshed, {covered} covered by another policy's run, {failed} failed."
 
 
 def _durations(values: Sequence[float]) -> str:
