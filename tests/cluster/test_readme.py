@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PART = README.split("\n## With your own database\n", 1)[1].split("\n## ", 1)[0]
+POLICIES = (ROOT / "docs" / "policies.md").read_text()
 OPERATOR_ROLE = "matview_operator"
 OWNER = "reporting"
 
@@ -224,6 +225,19 @@ async def test_with_your_own_database(site: Site) -> None:
     assert "Installed" in said
     image = site.run("kubectl -n matview-system get deployment matview-operator -o jsonpath='{..image}'")
     assert image == "registry.example.com/matview-operator:0.1.0"
+
+
+async def test_refresh_now_as_the_document_on_policies_says(site: Site) -> None:
+    await follow_sql(site)
+    (document,) = texts("yaml")
+    site.write_yaml(document)
+    installing = commands(after="kubectl create namespace").splitlines(keepends=True)[:3]
+    (refresh_now,) = [block.text for block in blocks(POLICIES) if block.language == "sh"]
+    here = refresh_now.replace("kubectl ", f"kubectl -n {site.namespace} ").replace(" daily-revenue ", " revenue ")
+
+    said = await asyncio.to_thread(site.run, "".join(installing) + here)
+
+    assert said.endswith("SUCCESS"), said
 
 
 async def test_without_kubernetes(site: Site) -> None:

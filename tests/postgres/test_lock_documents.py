@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +52,17 @@ async def test_rem_2_gate_2b_the_published_keys_are_those_that_code_and_server_c
         assert (keys.view_key if kind == "view" else keys.tenant_key) == int(key)
         computed = await database.value_as(MV_OPERATOR, FORMULA.replace(f"view:{VIEW}", f"{kind}:{name}"))
         assert computed == int(key)
+
+
+def test_the_commands_print_the_published_keys() -> None:
+    (shell,) = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    (python,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    keys = {key for _, name, key in VECTORS if name in (VIEW, "GLOBAL")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.defpath])
+    *imports, last = python.splitlines()
+    for command in (["bash", "-c", shell], ["python", "-c", "\n".join([*imports, f"print({last})"])]):
+        done = subprocess.run(command, env={"PATH": path}, check=True, capture_output=True, text=True, timeout=30)
+        assert keys <= set(re.findall(r"-?\d+", done.stdout))
 
 
 async def test_the_job_refreshes_when_nobody_else_does(database: Database) -> None:
