@@ -26,11 +26,7 @@ NAMESPACE = "matview-system"
 PROGRAM = Path(sys.executable).with_name("matview-operator")
 """The command line, as pip installed it beside this Python."""
 
-_RUN = (
-    "from matview_operator.main import run_operator; from matview_operator.settings import Settings;"
-    " from matview_operator.logs import configure_logs; s = Settings(); configure_logs(s); run_operator(s)"
-)
-COMMAND = (sys.executable, "-c", _RUN)
+COMMAND = (str(PROGRAM), "run")
 
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ")
 _STOP_SECONDS = 30

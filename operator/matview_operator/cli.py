@@ -6,14 +6,21 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from matview_operator.commands import Commands, run_safely, url_of, with_database
+from matview_operator.commands import Commands, run_safely, setting, url_of, with_database
 
 ISOLATIONS = ("Shared", "Tenant")
 CONCURRENTLY = ("IfPossible", "Always", "Never")
 
+_RUN_EXAMPLES = """
+\b
+Examples:
+  matview-operator run --namespace analytics --log-format text
+  MATVIEW_NAMESPACES=analytics,finance matview-operator run
+"""
 _REFRESH_EXAMPLES = """
 \b
 Examples:
@@ -59,6 +66,67 @@ def cli() -> None:
 def main() -> None:
     """Run the command that the process was started with, and exit."""
     sys.exit(run_safely(cli))
+
+
+@cli.command(epilog=_RUN_EXAMPLES)
+@setting(
+    "--namespace",
+    "namespaces",
+    metavar="NAME",
+    multiple=True,
+    help="Namespace to serve; may be repeated. All namespaces if none is given. [env: MATVIEW_NAMESPACES=a,b]",
+)
+@setting(
+    "--host",
+    help="Address of /metrics, /healthz and /readyz. [env: MATVIEW_HOST; default: 0.0.0.0]",
+)
+@setting(
+    "--port",
+    type=int,
+    help="Port of /metrics, /healthz and /readyz. [env: MATVIEW_PORT; default: 8080]",
+)
+@setting(
+    "--max-concurrent-refreshes",
+    type=int,
+    help="Refreshes at once over all databases. [env: MATVIEW_MAX_CONCURRENT_REFRESHES; default: 32]",
+)
+@setting(
+    "--shutdown-grace-seconds",
+    type=float,
+    help="How long SIGTERM lets refreshes end before it stops them. [env: MATVIEW_SHUTDOWN_GRACE_SECONDS; default: 20]",
+)
+@setting(
+    "--log-level",
+    type=click.Choice(("DEBUG", "INFO", "WARNING", "ERROR"), case_sensitive=False),
+    help="What is logged at least. [env: MATVIEW_LOG_LEVEL; default: INFO]",
+)
+@setting(
+    "--log-format",
+    type=click.Choice(("json", "text")),
+    help="json for machines, text for a terminal. [env: MATVIEW_LOG_FORMAT; default: json]",
+)
+def run(**options: Any) -> None:
+    """Run the operator until SIGTERM.
+
+    It takes its credentials for Kubernetes from KUBECONFIG if that is set, else from the pod's ServiceAccount. An
+    option wins over its environment variable.
+    """
+    from pydantic import ValidationError
+
+    from matview_operator.logs import configure_logs
+    from matview_operator.main import run_operator
+    from matview_operator.settings import Settings
+
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value not in (None, ())})
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+            for detail in error.errors(include_url=False, include_input=False)
+        )
+        raise click.UsageError(f"{wrong}. See the options of `run`, or their MATVIEW_ environment variables.") from None
+    configure_logs(settings)
+    run_operator(settings)
 
 
 @cli.command(epilog=_REFRESH_EXAMPLES)

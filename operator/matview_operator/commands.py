@@ -54,6 +54,11 @@ def run_safely(command: click.Command) -> int:
     return code if isinstance(code, int) else 0
 
 
+def setting(*names: str, **attributes: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option over the environment variable of settings.py; click is not to look for one of its own."""
+    return click.option(*names, allow_from_autoenv=False, **attributes)
+
+
 def with_database(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the two options that name the database."""
     for option in (
