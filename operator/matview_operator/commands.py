@@ -15,8 +15,8 @@ from matview_operator.domain.errors import InvalidName, InvalidRequest, InvalidT
 
 URL_VARIABLE = "DATABASE_URL"
 
-_CREDENTIALS = re.compile(r"://\S*@")
-"""Up to the last @: a password may hold one."""
+_CREDENTIALS = re.compile("://(?!user:password@).*@")
+"""Up to the last @, which a password may hold too. Our own messages show the form of a URL."""
 
 _INTERRUPTED = 130
 

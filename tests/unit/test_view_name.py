@@ -42,6 +42,11 @@ def test_what_is_not_one_name_is_refused(text: str) -> None:
         ViewName.from_sql(text)
 
 
+def test_a_url_in_a_names_place_is_not_repeated() -> None:
+    with pytest.raises(InvalidName, match="^A URL is not a view name"):
+        ViewName.from_sql("postgresql://user:secret")
+
+
 @given(identifiers, identifiers)
 def test_quoted_names_are_literal(schema: str, name: str) -> None:
     def quote(part: str) -> str:

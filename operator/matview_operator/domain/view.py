@@ -74,6 +74,8 @@ class ViewName:
             if text[position : position + 1] != ".":
                 break
             position += 1
+        # A database's URL in a view's place would show its password.
+        shown = "A URL" if "://" in text else repr(text[:80])
         raise InvalidName(
-            f"{text[:80]!r} is not a view name. Write NAME or SCHEMA.NAME, with double quotes around odd parts."
+            f"{shown} is not a view name. Write NAME or SCHEMA.NAME, with double quotes around odd parts."
         )

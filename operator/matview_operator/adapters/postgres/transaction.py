@@ -39,12 +39,17 @@ _EXECUTION_CONTEXT = "app.execution_context"
 
 async def work_through(work: Work) -> RefreshResult:
     """Connect, refresh, commit. Raises Problem or what the driver raises; the transaction is then still open."""
+    session = work.session = await Session.open(work.target, seconds=min(CONNECT_SECONDS, work.run.timeout_seconds))
+    return await work_over(session, work)
+
+
+async def work_over(session: Session, work: Work) -> RefreshResult:
+    """Refresh and commit over this session. Raises as work_through does."""
     run = work.run
     setting = run.tenant_setting.lower()
     if "." not in setting or setting == _EXECUTION_CONTEXT:
         # set_config('role', …) would work: the setting must be a custom one.
         raise Problem(RefreshReason.INVALID_SPEC, f"tenantSetting must hold a dot and not be {_EXECUTION_CONTEXT}.")
-    session = work.session = await Session.open(work.target, seconds=min(CONNECT_SECONDS, run.timeout_seconds))
     check_server(session.facts, allow_superuser=run.allow_superuser)
     if run.due_at is not None:
         work.clock_offset = await session.clock_offset()

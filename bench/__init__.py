@@ -1,0 +1,1 @@
+"""What the operator costs, measured on real servers. Each module is one benchmark and can be run by itself."""
