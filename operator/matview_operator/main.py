@@ -76,7 +76,7 @@ class _Operator:
             version=version("matview-operator"),
             revision=self._settings.revision,
             policies=self._readings,
-            queue_depth=lambda: self._supervisor.dispatcher.waiting + self._supervisor.budget.waiting,
+            queue_depth=lambda: self._supervisor.queue_depth,
         )
         self._events = KubeEvents(api)
         self._supervisor = Supervisor(

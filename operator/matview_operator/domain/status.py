@@ -15,6 +15,7 @@ from matview_operator.domain.conditions import (
     FRESH,
     READY,
     RECONCILING,
+    STALLED,
     Statement,
     merge,
     not_ready,
@@ -27,6 +28,7 @@ from matview_operator.domain.slot import SlotReport, is_fresh
 from matview_operator.domain.view import ViewName
 
 _NOT_YET_RUN = Statement(FRESH, "Unknown", "NotYetRun", "No slot has ended yet; the first is at status.nextSlotTime.")
+_NOT_YET_CHECKED = Statement(READY, "Unknown", "NotYetChecked", "The database and the views are being looked up.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,8 @@ class Standing:
     """What the preflight, or the spec itself, found wrong."""
     note: str | None = None
     """What works, but not as one would wish: a view that is refreshed in blocking mode."""
+    is_judged: bool = True
+    """Whether problem and note are known yet; else Ready says what it said."""
     suspended: bool = False
     working_on: str | None = None
     """The request that is being answered."""
@@ -69,14 +73,11 @@ def after_slot(
         message=worst.error_message,
         correlation_id=report.correlation_id,
     )
-    failures = status.consecutive_failures or 0
-    changes: dict[str, object] = {
-        "views": views,
-        "history": (entry, *status.history)[:history_limit],
-        "consecutive_failures": failures + 1 if report.failed else 0 if report.fresh else failures,
-    }
+    changes: dict[str, object] = {"views": views, "history": (entry, *status.history)[:history_limit]}
     if report.fresh:
-        changes["last_success_time"] = report.ended_at
+        changes |= {"last_success_time": report.ended_at, "consecutive_failures": 0}
+    elif report.failed and not report.stopped:
+        changes["consecutive_failures"] = (status.consecutive_failures or 0) + 1
     if report.stopped:
         pass
     elif slot.request is not None:
@@ -154,12 +155,15 @@ def for_views(status: MatviewRefreshPolicyStatus, views: Sequence[ViewName]) -> 
 def oldest_verified(status: MatviewRefreshPolicyStatus, spec: MatviewRefreshPolicySpec) -> datetime | None:
     """Since when the stalest view of the policy is known to be current; None while one never was."""
     verified = {(view.schema_name, view.name): view.verified_at for view in status.views}
-    times = [verified.get((view.schema, view.name)) for view in views_of(spec)]
+    times = [verified.get((view.schema_name, view.name)) for view in spec.views]
     known = [time for time in times if time is not None]
     return min(known) if len(known) == len(times) else None
 
 
 def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[Statement]:
+    if not standing.is_judged:
+        said = [statement_of(status.conditions, kind) for kind in (READY, STALLED)]
+        return [statement for statement in said if statement is not None] or [_NOT_YET_CHECKED]
     if standing.problem is not None:
         return not_ready(standing.problem.reason, standing.problem.message)
     if (status.consecutive_failures or 0) >= FAILED_SLOTS_UNTIL_NOT_READY:
@@ -181,7 +185,7 @@ _REASONS = frozenset(reason.value for reason in RefreshReason)
 
 def _view_status(former: ViewStatus | None, view: ViewName, result: RefreshResult) -> ViewStatus:
     failures = 0 if former is None else former.consecutive_failures or 0
-    if result.outcome in FAILURES:
+    if result.outcome in FAILURES and result.error_type is not RefreshReason.SHUTDOWN:
         failures += 1
     elif is_fresh(result.outcome):
         failures = 0

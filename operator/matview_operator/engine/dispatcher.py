@@ -41,6 +41,8 @@ class Dispatcher:
         self._superseded = superseded
         self._late = late
         self._lanes: dict[Key, _Lane] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
+        """Runs of deleted policies that their servers have not let go of yet."""
         self._closed = False
 
     @property
@@ -70,6 +72,8 @@ class Dispatcher:
         """Drop everything of a deleted policy; a run in flight is cancelled, on the server too."""
         lane = self._lanes.pop(key, None)
         if lane is not None and lane.task is not None:
+            self._stopping.add(lane.task)
+            lane.task.add_done_callback(self._stopping.discard)
             lane.task.cancel()
 
     async def drain(self, *, seconds: float) -> None:
@@ -82,8 +86,9 @@ class Dispatcher:
             _, late = await asyncio.wait(tasks, timeout=seconds)
             for task in late:
                 task.cancel()
-            if late:
-                await asyncio.wait(late)
+            self._stopping |= late
+        if self._stopping:
+            await asyncio.wait(self._stopping)
 
     def _pump(self, key: Key, lane: _Lane) -> None:
         while lane.task is None and (lane.request or lane.slot) is not None:

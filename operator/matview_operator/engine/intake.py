@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from dataclasses import replace
 
 from matview_operator.api.model import REQUESTED_AT, ObjectMeta
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.policy import MatviewRefreshPolicySpec
+from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.reading import (
     InvalidObject,
@@ -18,7 +21,7 @@ from matview_operator.domain.reading import (
 from matview_operator.domain.status import for_views, views_of
 from matview_operator.engine.ports import Clock, Key, ObjectRef
 from matview_operator.engine.registry import Database, Policy
-from matview_operator.engine.supervisor import Supervisor, invalid_spec
+from matview_operator.engine.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -36,62 +39,68 @@ class Intake:
         meta = self._metadata(body)
         if meta is None:
             return
+        self._seen(meta)
+        agenda = self._supervisor.agenda
         request = meta.annotations.get(REQUESTED_AT)
         former = self._registry.policies.get(_key(meta))
         if former is not None and former.ref.uid != meta.uid:
-            self._forget_policy(former)
+            self._supervisor.forget_policy(former)
             former = None
         if former is not None and former.generation == meta.generation:
             # Our own status writes come back as such news. Metadata does not bump the generation.
             if former.request != request:
                 former.request = request
-                self._supervisor.consider_request(former)
+                agenda.consider_request(former)
             return
         policy = self._policy_of(body, meta, former)
         policy.request = request
         rivals = set() if former is None else self._registry.rivals(former)
         self._registry.add_policy(policy)
-        if former is not None and _owes_nothing(former, policy):
-            self._supervisor.resume(policy)
-        self._supervisor.schedule(policy)
-        self._supervisor.announce(policy)
+        if former is not None and self._owes_nothing(former, policy):
+            agenda.resume(policy)
+        agenda.schedule(policy)
+        agenda.announce(policy)
         if policy.database_key is None:
-            self._supervisor.publish(policy, policy.status)
-        else:
-            self._supervisor.preflights.ask(policy.database_key, {policy.key})
-        self._ask_again(rivals | self._registry.rivals(policy))
-        self._supervisor.consider_request(policy)
+            agenda.publish(policy)
+        self._supervisor.ask_again({policy.key} | rivals | self._registry.rivals(policy))
+        agenda.consider_request(policy)
 
     def policy_gone(self, body: object) -> None:
         """A policy was deleted."""
         meta = self._metadata(body)
         former = None if meta is None else self._registry.policies.get(_key(meta))
         if meta is not None and former is not None and former.ref.uid == meta.uid:
-            self._forget_policy(former)
+            self._supervisor.forget_policy(former)
 
     def database_seen(self, body: object) -> None:
         """A database was added, changed or listed."""
         meta = self._metadata(body)
         if meta is None:
             return
+        self._seen(meta)
         former = self._registry.databases.get(_key(meta))
-        if former is not None and (former.ref.uid, former.generation) == (meta.uid, meta.generation):
+        if former is not None and former.ref.uid != meta.uid:
+            self._supervisor.forget_database(former)
+            former = None
+        if former is not None and former.generation == meta.generation:
             return
         database = self._database_of(body, meta, former)
         self._registry.databases[database.ref.key] = database
+        self._supervisor.budget.limit_changed(database.ref.key)
         resumed = former is not None and former.spec is not None and former.spec.suspend
-        for policy in self._registry.policies_of(database.ref.key):
+        policies = self._registry.policies_of(database.ref.key)
+        for policy in policies:
             if resumed:
-                self._supervisor.resume(policy)
-            self._supervisor.schedule(policy)
-        self._ask_all(database.ref.key)
+                self._supervisor.agenda.resume(policy)
+            self._supervisor.agenda.schedule(policy)
+        self._supervisor.preflights.ask(database.ref.key, [policy.key for policy in policies])
 
     def database_gone(self, body: object) -> None:
         """A database was deleted; its policies say so."""
         meta = self._metadata(body)
         former = None if meta is None else self._registry.databases.get(_key(meta))
         if meta is not None and former is not None and former.ref.uid == meta.uid:
-            self._forget_database(former)
+            self._supervisor.forget_database(former)
 
     def known_uids(self) -> set[str]:
         """The objects known now; taken before a list, so that what is created meanwhile is not pruned."""
@@ -102,9 +111,9 @@ class Intake:
         """Forget what was known before a list and is not in it: its deletion was lost over a re-list."""
         lost = known_before - listed
         for policy in [policy for policy in self._registry.policies.values() if policy.ref.uid in lost]:
-            self._forget_policy(policy)
+            self._supervisor.forget_policy(policy)
         for database in [known for known in self._registry.databases.values() if known.ref.uid in lost]:
-            self._forget_database(database)
+            self._supervisor.forget_database(database)
 
     def _metadata(self, body: object) -> ObjectMeta | None:
         try:
@@ -112,82 +121,62 @@ class Intake:
         except InvalidObject as error:
             log.warning("an object without usable metadata: %s", error, extra={"action": "intake"})
             return None
+        return meta
+
+    def _seen(self, meta: ObjectMeta) -> None:
         if meta.resource_version is not None:
             self._registry.resource_versions[meta.uid] = meta.resource_version
-        return meta
 
     def _policy_of(self, body: object, meta: ObjectMeta, former: Policy | None) -> Policy:
         problem: Problem | None = None
         try:
             spec = read_policy(body).spec
         except InvalidObject as error:
-            spec, problem = None, invalid_spec([str(error)])
-        created = meta.creation_timestamp or self._clock.now()
+            spec, problem = None, Problem(RefreshReason.INVALID_SPEC, str(error))
         if former is None:
+            created = meta.creation_timestamp or self._clock.now()
             status = read_policy_status(body)
-            taken_until = max(created, status.last_slot_time or created)
-        else:
-            status, taken_until = former.status, former.taken_until
-            if problem is None and former.spec is not None:
-                problem = former.problem  # until the preflight says otherwise
-        return Policy(
-            ref=ObjectRef(kind="MatviewRefreshPolicy", key=_key(meta), uid=meta.uid),
-            generation=meta.generation,
-            created_at=created,
-            spec=spec,
-            problem=problem,
-            status=status if spec is None else for_views(status, views_of(spec)),
-            working_on=None if former is None else former.working_on,
-            missed=0 if former is None else former.missed,
-            taken_until=taken_until,
-        )
+            return Policy(
+                ref=ObjectRef(kind="MatviewRefreshPolicy", key=_key(meta), uid=meta.uid),
+                generation=meta.generation,
+                created_at=created,
+                spec=spec,
+                problem=problem,
+                is_judged=problem is not None,
+                status=_for_spec(status, spec),
+                taken_until=max(created, status.last_slot_time or created),
+            )
+        # All that slots in flight have told it stays; what the former spec was judged to be, until the preflight
+        # speaks again.
+        policy = replace(former, generation=meta.generation, spec=spec, status=_for_spec(former.status, spec))
+        if problem is not None or former.spec is None:
+            policy.problem, policy.note, policy.is_judged = problem, None, problem is not None
+        return policy
 
     def _database_of(self, body: object, meta: ObjectMeta, former: Database | None) -> Database:
         problem: Problem | None = None
         try:
             spec = read_database(body).spec
         except InvalidObject as error:
-            spec, problem = None, invalid_spec([str(error)])
-        known = former is not None and former.ref.uid == meta.uid
+            spec, problem = None, Problem(RefreshReason.INVALID_SPEC, str(error))
         return Database(
             ref=ObjectRef(kind="MatviewDatabase", key=_key(meta), uid=meta.uid),
             generation=meta.generation,
             spec=spec,
             problem=problem,
-            status=former.status if former is not None and known else read_database_status(body),
+            status=read_database_status(body) if former is None else former.status,
         )
 
-    def _forget_policy(self, policy: Policy) -> None:
-        rivals = self._registry.rivals(policy)
-        self._registry.remove_policy(policy.key)
-        self._registry.resource_versions.pop(policy.ref.uid, None)
-        self._supervisor.forget(policy)
-        self._ask_again(rivals)
-
-    def _forget_database(self, database: Database) -> None:
-        key = database.ref.key
-        if self._registry.databases.get(key) is database:
-            del self._registry.databases[key]
-        self._registry.resource_versions.pop(database.ref.uid, None)
-        self._supervisor.reporter.forget(database.ref)
-        self._ask_all(key)
-
-    def _ask_all(self, database: Key) -> None:
-        policies = self._registry.policies_of(database)
-        self._supervisor.preflights.ask(database, [policy.key for policy in policies])
-
-    def _ask_again(self, keys: Iterable[Key]) -> None:
-        for key in keys:
-            policy = self._registry.policies.get(key)
-            if policy is not None and policy.database_key is not None:
-                self._supervisor.preflights.ask(policy.database_key, [key])
+    def _owes_nothing(self, former: Policy, policy: Policy) -> bool:
+        """Whether slots before now are none of the policy's: its schedule is new, or was suspended or unreadable."""
+        if former.spec is None or policy.spec is None or former.spec.schedule != policy.spec.schedule:
+            return True
+        suspended = self._supervisor.agenda.is_suspended
+        return suspended(former) and not suspended(policy)
 
 
-def _owes_nothing(former: Policy, policy: Policy) -> bool:
-    """Whether slots before now are none of the policy's: its schedule is new, or was suspended or unreadable."""
-    if former.spec is None or policy.spec is None:
-        return True
-    return former.spec.schedule != policy.spec.schedule or (former.spec.suspend and not policy.spec.suspend)
+def _for_spec(status: MatviewRefreshPolicyStatus, spec: MatviewRefreshPolicySpec | None) -> MatviewRefreshPolicyStatus:
+    return status if spec is None else for_views(status, views_of(spec))
 
 
 def _key(meta: ObjectMeta) -> Key:

@@ -31,9 +31,13 @@ class Policy:
     problem: Problem | None = None
     """What the spec or the newest preflight found wrong."""
     note: str | None = None
+    is_judged: bool = False
+    """Whether `problem` and `note` are known; after a start they are not, and the stored conditions are repeated."""
     status: MatviewRefreshPolicyStatus
     request: str | None = None
     """The value of the requestedAt annotation."""
+    refused_request: str | None = None
+    """The newest value that cannot be a request, so that it is told once."""
     working_on: str | None = None
     missed: int = 0
     """Slots that a newer one superseded since the last status."""
@@ -73,6 +77,7 @@ class Policy:
             generation=self.generation,
             problem=self.problem,
             note=self.note,
+            is_judged=self.is_judged,
             suspended=self.spec is not None and self.spec.suspend,
             working_on=self.working_on,
         )
@@ -119,6 +124,8 @@ class Registry:
         policy = self.policies.pop(key, None)
         if policy is not None and policy.database_key is not None:
             self._by_database[policy.database_key].discard(key)
+            if not self._by_database[policy.database_key]:
+                del self._by_database[policy.database_key]
             for place in _places(policy):
                 users = self._by_view[place]
                 users[policy.lock_token].discard(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from random import Random
 
 from matview_operator.api.database import MatviewDatabaseStatus
@@ -31,7 +32,17 @@ _LONGEST_PAUSE_SECONDS = 30.0
 class Reporter:
     """Keeps the newest unwritten document of each object: bounded memory through any outage."""
 
-    def __init__(self, *, registry: Registry, writer: StatusWriter, events: Events, random: Random) -> None:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        writer: StatusWriter,
+        events: Events,
+        random: Random,
+        gone: Callable[[ObjectRef], None],
+    ) -> None:
+        """`gone` is told of an object that the API server has not any more."""
+        self._gone = gone
         self._registry = registry
         self._writer = writer
         self._events = events
@@ -122,7 +133,8 @@ class Reporter:
         try:
             written = await self._writer.write(ref, status, resource_version=version)
         except ObjectGone:
-            versions.pop(ref.uid, None)
+            # The watch says so too, unless it lost the news.
+            self._gone(ref)
         except StatusRefused as error:
             log.error(  # noqa: TRY400 - the error is the API server's; our trace says nothing
                 "the API server refuses this status: %s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import datetime
 from random import Random
 
@@ -10,20 +11,26 @@ from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
-from matview_operator.domain.connection import ConnectionTarget
-from matview_operator.domain.errors import Problem
+from matview_operator.domain.errors import MatviewError, Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.run import Run
 from matview_operator.domain.slot import Slot, SlotReport
 from matview_operator.domain.spec_check import check_timeouts
+from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
-from matview_operator.engine.budget import Budget
+from matview_operator.engine.budget import Budget, NoPlace
 from matview_operator.engine.ports import Clock, Executor, Key, Secrets
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.targets import resolve, usable
 
+log = logging.getLogger(__name__)
+
 _TRY_AGAIN = frozenset({RefreshOutcome.SKIPPED_LOCK_HELD, RefreshOutcome.UNKNOWN})
+
+
+class _PolicyChanged(MatviewError):
+    """The policy as it was when the slot came up is not the policy any more."""
 
 
 class SlotRunner:
@@ -46,60 +53,78 @@ class SlotRunner:
         self._clock = clock
         self._random = random
 
-    async def run(self, policy: Policy, slot: Slot) -> SlotReport:
-        """Refresh every view as the policy says now. Cancelled, it reports what was interrupted, and returns."""
-        spec, key = policy.spec, policy.database_key
+    async def run(self, policy: Policy, slot: Slot) -> SlotReport | None:
+        """Refresh every view as the policy says now. Cancelled, it reports what was interrupted, and returns.
+
+        None if nothing came of it: no place became free before the slot's deadline, the policy changed before the
+        first view's run, or the process ends.
+        """
+        spec = policy.spec
         assert spec is not None  # an invalid policy has no timer and no request
-        assert key is not None
-        started_at = self._clock.now()
-        results: list[tuple[ViewName, RefreshResult]] = []
-        runs = [self._run_of(policy, spec, view, slot) for view in spec.views]
+        ended: list[RefreshResult] = []
+        rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
+        outcome = RefreshOutcome.INTERRUPTED
         try:
-            try:
-                database = self._allowed(policy, spec, key)
-                target = await resolve(database, key, self._secrets)
-            except Problem as problem:
-                results = [(run.view, self._ended(run, started_at, RefreshOutcome.FAILED, problem)) for run in runs]
-            else:
-                for run in runs:
-                    results.append((run.view, await self._refresh(run, slot, key, database, target)))
-        except asyncio.CancelledError:
-            stopped = Problem(RefreshReason.SHUTDOWN, "Stopped before it ended; nothing changed. The slot stays due.")
-            now = self._clock.now()
-            results += [
-                (run.view, self._ended(run, now, RefreshOutcome.INTERRUPTED, stopped)) for run in runs[len(results) :]
-            ]
+            for view in spec.views:
+                ended.append(await self._refresh(policy, spec, view, slot, first=not ended))
+        except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
+            # A cancelled executor tells its result nevertheless: COMMIT may have been done.
+            ended += [told for told in stop.args if isinstance(told, RefreshResult)]
+            if not ended:
+                return None
+        except Exception as error:
+            # Whatever it was, the policy's status says so, and a request is answered.
+            log.exception("slot failed unexpectedly", extra={"action": "slot", "policy": str(policy.key)})
+            rest = Problem(RefreshReason.INTERNAL_ERROR, f"{type(error).__name__} in the operator; see its log.")
+            outcome = RefreshOutcome.FAILED
+        for view in spec.views[len(ended) :]:
+            ended.append(self._ended(self._run_of(policy, spec, view, slot), self._clock.now(), outcome, rest))
         return SlotReport(
             slot=slot,
             correlation_id=slot.correlation_id(policy.uid),
-            started_at=started_at,
+            started_at=ended[0].started_at,
             ended_at=self._clock.now(),
-            results=tuple(results),
+            results=tuple(zip(views_of(spec), ended, strict=True)),
         )
 
     async def _refresh(
-        self, run: Run, slot: Slot, key: Key, database: MatviewDatabaseSpec, target: ConnectionTarget
+        self, policy: Policy, spec: MatviewRefreshPolicySpec, view: ViewSpec, slot: Slot, *, first: bool
     ) -> RefreshResult:
+        key = policy.database_key
+        assert key is not None  # the policy has a spec
         tries = 0
+        held: RefreshResult | None = None
         while True:
-            async with self._budget.place(key):
-                result = await self._executor.refresh(target=target, run=run)
+            started_at = self._clock.now()
+            # A slot is begun in time or not at all; once begun, its other views are not left out.
+            bounded = held is not None or (first and slot.request is None)
+            try:
+                self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
+                async with self._budget.place(key, seconds=self._remaining(slot) if bounded else None):
+                    if first and self._registry.policies.get(policy.key) is not policy:
+                        raise _PolicyChanged
+                    # Asked anew: while it waited, the database may have been suspended or a rival may have come.
+                    database = self._allowed(policy, spec, key)
+                    target = await resolve(database, key, self._secrets)
+                    run = self._run_of(policy, spec, view, slot)
+                    result = await self._executor.refresh(target=target, run=run)
+            except Problem as problem:
+                run = self._run_of(policy, spec, view, slot)
+                return self._ended(run, started_at, RefreshOutcome.FAILED, problem)
+            except NoPlace:
+                if held is None or self._budget.closed:
+                    raise
+                return held
             tries += 1
-            if result.outcome not in _TRY_AGAIN:
+            remaining = self._remaining(slot)
+            if result.outcome not in _TRY_AGAIN or remaining <= 0:
                 return result
             # The rival's run may cover this slot; the ledger then says so. No place is held while waiting.
-            pause = lock_held_pause(tries, random=self._random)
-            if (slot.deadline - self._clock.now()).total_seconds() < pause:
-                return result
-            await asyncio.sleep(pause)
-            target = await self._again(database, key, target)
+            held = result
+            await asyncio.sleep(min(remaining, lock_held_pause(tries, random=self._random)))
 
-    async def _again(self, database: MatviewDatabaseSpec, key: Key, former: ConnectionTarget) -> ConnectionTarget:
-        """Read the Secret anew after a pause: it may have been rotated."""
-        try:
-            return await resolve(database, key, self._secrets)
-        except Problem:
-            return former
+    def _remaining(self, slot: Slot) -> float:
+        return (slot.deadline - self._clock.now()).total_seconds()
 
     def _allowed(self, policy: Policy, spec: MatviewRefreshPolicySpec, key: Key) -> MatviewDatabaseSpec:
         database = usable(self._registry.databases.get(key), key)

@@ -11,6 +11,9 @@ from matview_operator.engine.ports import Clock, Key
 
 LONGEST_SLEEP_SECONDS = 1.0
 """The wall clock is looked at this often, so that one that is set forward delays nothing for long."""
+_FIRED_AT_ONCE = 100
+"""Then the event loop gets its turn: what was fired begins while thousands more are due."""
+_STALE_ENTRIES = 1000
 
 
 class Timers:
@@ -31,7 +34,12 @@ class Timers:
         if self._due.get(key) == due:
             return
         self._due[key] = due
-        heapq.heappush(self._heap, (due, key))
+        if len(self._heap) > 2 * len(self._due) + _STALE_ENTRIES:
+            # Policies that are changed over and over leave entries that would not surface for months.
+            self._heap = [(each, of) for of, each in self._due.items()]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, (due, key))
         if self._heap[0] == (due, key):
             self._changed.set()
 
@@ -46,13 +54,9 @@ class Timers:
     async def run(self) -> None:
         """Fire entries until cancelled."""
         while True:
-            self._changed.clear()
-            now = self.last_beat = self._clock.now()
-            while self._heap and self._heap[0][0] <= now:
-                due, key = heapq.heappop(self._heap)
-                if self._due.get(key) == due:
-                    del self._due[key]
-                    self._fire(key, due)
+            self.last_beat = self._clock.now()
+            self._fire_due(self.last_beat)
+            self._changed.clear()  # after firing, which sets it: the wait below must let others have their turn
             pause = LONGEST_SLEEP_SECONDS
             if self._heap:
                 pause = min(pause, max(0.0, (self._heap[0][0] - self._clock.now()).total_seconds()))
@@ -61,3 +65,12 @@ class Timers:
                     await self._changed.wait()
             except TimeoutError:
                 pass
+
+    def _fire_due(self, now: datetime) -> None:
+        for _ in range(_FIRED_AT_ONCE):
+            if not self._heap or self._heap[0][0] > now:
+                break
+            due, key = heapq.heappop(self._heap)
+            if self._due.get(key) == due:
+                del self._due[key]
+                self._fire(key, due)

@@ -1,0 +1,235 @@
+"""What each policy is to do next, and what came of it: slots and requests out, status documents in."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+
+from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
+from matview_operator.domain.conditions import Statement, Transition
+from matview_operator.domain.slot import Slot, SlotReport, is_request_token, requested, scheduled
+from matview_operator.domain.status import (
+    after_missed,
+    after_slot,
+    for_views,
+    fresh_after,
+    fresh_after_missed,
+    views_of,
+    with_conditions,
+)
+from matview_operator.engine.dispatcher import Dispatcher
+from matview_operator.engine.ports import Clock, Events, Key, Metrics
+from matview_operator.engine.preflight import Preflights
+from matview_operator.engine.registry import Policy, Registry
+from matview_operator.engine.reporter import Reporter
+from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.timers import Timers
+
+log = logging.getLogger(__name__)
+
+_AFTER_A_BUG = timedelta(seconds=60)
+
+
+class Agenda:
+    """Owns the timers and the dispatcher. Its methods are called from the event loop and never wait.
+
+    A policy is looked up anew after every wait: its object is another one once its spec has changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        runner: SlotRunner,
+        reporter: Reporter,
+        preflights: Preflights,
+        events: Events,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._registry = registry
+        self._runner = runner
+        self._reporter = reporter
+        self._preflights = preflights
+        self._events = events
+        self._metrics = metrics
+        self._clock = clock
+        self.timers = Timers(clock=clock, fire=self._fire)
+        self.dispatcher = Dispatcher(clock=clock, work=self._work, superseded=self._superseded, late=self._late)
+
+    def schedule(self, policy: Policy) -> None:
+        """Take up what is due and set the timer, or stop it where the schedule is suspended."""
+        timetable = policy.timetable
+        if timetable is None or self.is_suspended(policy):
+            self.timers.cancel(policy.key)
+            self.dispatcher.forget_slot(policy.key)
+            return
+        due = timetable.due_between(policy.taken_until, self._clock.now())
+        if due.newest is not None:
+            self._take(policy, due.newest, count=due.slots)
+        self.timers.set(policy.key, due.following)
+
+    def announce(self, policy: Policy) -> None:
+        """Log a schedule that was loaded or changed."""
+        timetable, due = policy.timetable, self.timers.due(policy.key)
+        log.info(
+            "schedule of %s loaded",
+            policy.key,
+            extra={
+                "action": "schedule_loaded",
+                "policy": str(policy.key),
+                "schedule": None if timetable is None else timetable.describe(),
+                "next_slot": None if due is None else due.isoformat(),
+                "invalid": None if policy.spec is not None or policy.problem is None else policy.problem.message,
+            },
+        )
+
+    def resume(self, policy: Policy) -> None:
+        """Let slots count from now on: a schedule that changed or was suspended owes nothing for before."""
+        policy.taken_until = max(policy.taken_until, self._clock.now())
+        self.dispatcher.forget_slot(policy.key)
+
+    def consider_request(self, policy: Policy) -> None:
+        """Run the newest unseen token once; it is echoed in status.lastHandledRequest when all views have ended."""
+        token = policy.request
+        known = (policy.status.last_handled_request, policy.working_on, policy.refused_request)
+        if token is None or policy.spec is None or token in known:
+            return
+        if not is_request_token(token):
+            policy.refused_request = token
+            self._events.record(
+                policy.ref,
+                Transition(
+                    "Warning",
+                    "InvalidRequest",
+                    "The annotation requestedAt must hold 1 to 128 printable ASCII characters without blanks, "
+                    "such as a time stamp; nothing was run.",
+                ),
+            )
+            return
+        deadline = policy.spec.starting_deadline_seconds
+        self.dispatcher.submit(policy.key, requested(token, now=self._clock.now(), starting_deadline_seconds=deadline))
+
+    def publish(self, policy: Policy, *, fresh: Statement | None = None) -> None:
+        """Bring the policy's conditions up to date and have its status written if it says anything new."""
+        self._publish(policy, policy.status, fresh=fresh)
+
+    def forget(self, policy: Policy) -> None:
+        """Forget a deleted policy at once; what it runs is stopped on the server."""
+        self.timers.cancel(policy.key)
+        self.dispatcher.forget(policy.key)
+        self._metrics.policy_gone(policy.key)
+
+    def is_suspended(self, policy: Policy) -> bool:
+        """Whether nothing is due, by the policy's own word or its database's."""
+        database = self._registry.databases.get(policy.database_key) if policy.database_key else None
+        return (policy.spec is not None and policy.spec.suspend) or (
+            database is not None and database.spec is not None and database.spec.suspend
+        )
+
+    def _publish(self, policy: Policy, status: MatviewRefreshPolicyStatus, *, fresh: Statement | None = None) -> None:
+        self._reporter.policy(
+            policy,
+            with_conditions(
+                status,
+                policy.standing(),
+                timetable=policy.timetable,
+                next_slot=self.timers.due(policy.key),
+                now=self._clock.now(),
+                fresh=fresh,
+            ),
+        )
+
+    def _fire(self, key: Key, due: datetime) -> None:
+        policy = self._registry.policies.get(key)
+        if policy is None:
+            return
+        try:
+            self.schedule(policy)
+        except Exception:
+            # The timers are everybody's: one policy's bug must not stop them, nor its own next slot.
+            log.exception("slot not taken up", extra={"action": "schedule", "policy": str(key)})
+            self.timers.set(key, max(due, self._clock.now()) + _AFTER_A_BUG)
+
+    def _take(self, policy: Policy, newest: datetime, *, count: int) -> None:
+        assert policy.spec is not None  # it has a timetable
+        policy.taken_until = newest
+        if count > 1:
+            # After downtime or a stall the newest slot alone is run.
+            policy.missed += count - 1
+            self._metrics.slots_missed(policy.key, count - 1)
+        slot = scheduled(newest, starting_deadline_seconds=policy.spec.starting_deadline_seconds)
+        if self._clock.now() > slot.deadline:
+            self._late(policy.key, slot)
+        else:
+            self.dispatcher.submit(policy.key, slot)
+
+    async def _work(self, key: Key, slot: Slot) -> None:
+        policy = self._registry.policies.get(key)
+        if policy is None or policy.spec is None:
+            return
+        if slot.request is None:
+            self._metrics.slot_started(lag_seconds=max(0.0, (self._clock.now() - slot.due_at).total_seconds()))
+        elif slot.request != policy.request or slot.request == policy.status.last_handled_request:
+            return  # superseded, withdrawn or answered while it waited
+        else:
+            policy.working_on = slot.request
+            self.publish(policy)
+        report = await self._runner.run(policy, slot)
+        current = self._registry.policies.get(key)
+        if current is None or current.ref.uid != policy.ref.uid:
+            return
+        if report is None:
+            self._not_begun(current, slot)
+        else:
+            self._finished(current, report, history_limit=(current.spec or policy.spec).history_limit)
+
+    def _not_begun(self, policy: Policy, slot: Slot) -> None:
+        timetable = policy.timetable
+        if slot.request is not None:
+            policy.working_on = None
+            self.publish(policy)
+            self.consider_request(policy)
+        elif self._clock.now() > slot.deadline:
+            self._late(policy.key, slot)
+        elif (
+            timetable is not None and timetable.newest_at(slot.due_at) == slot.due_at and not self.is_suspended(policy)
+        ):
+            self.dispatcher.submit(policy.key, slot)  # the policy changed: the slot is run as it is now
+
+    def _finished(self, policy: Policy, report: SlotReport, *, history_limit: int) -> None:
+        for _, result in report.results:
+            self._metrics.run_ended(policy.key, result)
+        if report.slot.request is not None:
+            policy.working_on = None
+        elif report.lock_held and not report.stopped:
+            policy.missed += 1
+            self._metrics.slots_missed(policy.key, 1)
+        status = after_missed(policy.status, count=policy.missed) if policy.missed else policy.status
+        policy.missed = 0
+        status = after_slot(status, report, history_limit=history_limit)
+        recovered = False
+        if policy.spec is not None:
+            status = for_views(status, views_of(policy.spec))
+            if report.fresh:
+                recovered = policy.problem is not None
+                policy.problem, policy.is_judged = None, True
+        self._publish(policy, status, fresh=fresh_after(report))
+        if (recovered or (report.failed and status.consecutive_failures == 1)) and policy.database_key is not None:
+            # Find out now, not at the next period, whether it needs a person, or whether the database is well again.
+            self._preflights.ask(policy.database_key, [policy.key])
+        self.consider_request(policy)
+
+    def _superseded(self, key: Key, _slot: Slot) -> None:
+        policy = self._registry.policies.get(key)
+        if policy is not None:
+            self._metrics.slots_missed(key, 1)
+            policy.missed += 1  # told with the next slot's result: a write per skipped slot would be a storm
+
+    def _late(self, key: Key, slot: Slot) -> None:
+        policy = self._registry.policies.get(key)
+        if policy is not None:
+            self._metrics.slots_missed(key, 1)
+            status = after_missed(policy.status, count=policy.missed + 1, newest=slot.due_at)
+            policy.missed = 0
+            self._publish(policy, status, fresh=fresh_after_missed(slot.due_at))
