@@ -120,7 +120,7 @@ class _Operator:
 
 
 def _reading(policy: Policy, *, now: datetime) -> PolicyReading:
-    verified = None if policy.spec is None else oldest_verified(policy.status, policy.spec)
+    verified = oldest_verified(policy.status, policy.spec)
     said = statement_of(policy.status.conditions, READY)
     return PolicyReading(
         key=policy.key,

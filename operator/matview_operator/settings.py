@@ -26,7 +26,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=1, le=65535)
     """Port that /metrics, /healthz and /readyz listen on."""
     max_concurrent_refreshes: int = Field(default=32, ge=1, le=1000)
-    """Refreshes at once over all databases; each database has its own limit besides."""
+    """Refreshes at once over all databases; each database has its own limit besides, and gets half of these at most,
+    so that a hung server leaves places to the others."""
     shutdown_grace_seconds: float = Field(default=20, ge=0, le=3600)
     """How long SIGTERM lets runs end before it stops them; less than terminationGracePeriodSeconds."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -18,6 +18,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.domain.result import RefreshResult
 from matview_operator.engine.ports import Key
 
@@ -52,6 +53,7 @@ class PrometheusMetrics:
     ) -> None:
         self.registry = CollectorRegistry()
         self._seen: defaultdict[Key, set[tuple[str, str]]] = defaultdict(set)
+        self._measured: defaultdict[str, set[str]] = defaultdict(set)
         self._runs = Counter(
             "matview_runs",
             "Runs of single views that ended, by outcome and reason.",
@@ -86,7 +88,8 @@ class PrometheusMetrics:
         labels = (result.outcome.value, "" if result.error_type is None else result.error_type.value)
         self._seen[key].add(labels)
         self._runs.labels(*key, *labels).inc()
-        if result.rows_inserted is not None or result.mode is not None:
+        if result.outcome is RefreshOutcome.SUCCESS and result.mode is not None:
+            self._measured[key.namespace].add(key.name)
             self._durations.labels(key.namespace).observe(result.duration_ms / 1000)
 
     def slot_started(self, *, lag_seconds: float) -> None:
@@ -101,6 +104,12 @@ class PrometheusMetrics:
         """Drop its series."""
         for labels in self._seen.pop(key, ()):
             self._runs.remove(*key, *labels)
+        measured = self._measured.get(key.namespace, set())
+        if key.name in measured:
+            measured.remove(key.name)
+            if not measured:
+                del self._measured[key.namespace]
+                self._durations.remove(key.namespace)
         if key in self._missed._metrics:  # noqa: SLF001 - remove() logs or raises on a series that never was
             self._missed.remove(*key)
 

@@ -152,12 +152,16 @@ def for_views(status: MatviewRefreshPolicyStatus, views: Sequence[ViewName]) -> 
     return status if len(kept) == len(status.views) else status.model_copy(update={"views": kept})
 
 
-def oldest_verified(status: MatviewRefreshPolicyStatus, spec: MatviewRefreshPolicySpec) -> datetime | None:
-    """Since when the stalest view of the policy is known to be current; None while one never was."""
+def oldest_verified(status: MatviewRefreshPolicyStatus, spec: MatviewRefreshPolicySpec | None) -> datetime | None:
+    """Since when the stalest view of the policy is known to be current; None while one never was.
+
+    While the spec is invalid, its views are the ones that the status knows.
+    """
     verified = {(view.schema_name, view.name): view.verified_at for view in status.views}
-    times = [verified.get((view.schema_name, view.name)) for view in spec.views]
+    names = verified if spec is None else [(view.schema_name, view.name) for view in spec.views]
+    times = [verified.get(name) for name in names]
     known = [time for time in times if time is not None]
-    return min(known) if len(known) == len(times) else None
+    return min(known, default=None) if len(known) == len(times) else None
 
 
 def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[Statement]:

@@ -182,7 +182,7 @@ class Agenda:
         if report is None:
             self._not_begun(current, slot)
         else:
-            self._finished(current, report, history_limit=(current.spec or policy.spec).history_limit)
+            self._finished(current, report, begun_as=policy)
 
     def _not_begun(self, policy: Policy, slot: Slot) -> None:
         timetable = policy.timetable
@@ -197,7 +197,7 @@ class Agenda:
         ):
             self.dispatcher.submit(policy.key, slot)  # the policy changed: the slot is run as it is now
 
-    def _finished(self, policy: Policy, report: SlotReport, *, history_limit: int) -> None:
+    def _finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy) -> None:
         for _, result in report.results:
             self._metrics.run_ended(policy.key, result)
         if report.slot.request is not None:
@@ -207,13 +207,13 @@ class Agenda:
             self._metrics.slots_missed(policy.key, 1)
         status = after_missed(policy.status, count=policy.missed) if policy.missed else policy.status
         policy.missed = 0
-        status = after_slot(status, report, history_limit=history_limit)
+        spec = policy.spec or begun_as.spec
+        assert spec is not None  # else it would not have begun
+        status = for_views(after_slot(status, report, history_limit=spec.history_limit), views_of(spec))
         recovered = False
-        if policy.spec is not None:
-            status = for_views(status, views_of(policy.spec))
-            if report.fresh:
-                recovered = policy.problem is not None
-                policy.problem, policy.is_judged = None, True
+        if report.fresh and policy is begun_as:
+            recovered = policy.problem is not None
+            policy.problem, policy.is_judged = None, True
         self._publish(policy, status, fresh=fresh_after(report))
         if (recovered or (report.failed and status.consecutive_failures == 1)) and policy.database_key is not None:
             # Find out now, not at the next period, whether it needs a person, or whether the database is well again.

@@ -47,10 +47,13 @@ class Resync:
                     extra={"action": "load"},
                 )
                 await asyncio.sleep(_START_PAUSE_SECONDS)
-        for database in databases:
-            self._intake.database_seen(database)
-        for policy in policies:
-            self._intake.policy_seen(policy)
+        for seen, bodies in ((self._intake.database_seen, databases), (self._intake.policy_seen, policies)):
+            for body in bodies:
+                try:
+                    seen(body)
+                except Exception:
+                    # One object's surprise keeps nobody else from being refreshed.
+                    log.exception("object not taken in", extra={"action": "load"})
         log.info("loaded %d policies and %d databases", len(policies), len(databases), extra={"action": "load"})
 
     async def run(self) -> None:
