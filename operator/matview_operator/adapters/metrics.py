@@ -88,7 +88,7 @@ class PrometheusMetrics:
         labels = (result.outcome.value, "" if result.error_type is None else result.error_type.value)
         self._seen[key].add(labels)
         self._runs.labels(*key, *labels).inc()
-        if result.outcome is RefreshOutcome.SUCCESS and result.mode is not None:
+        if result.outcome is RefreshOutcome.SUCCESS:
             self._measured[key.namespace].add(key.name)
             self._durations.labels(key.namespace).observe(result.duration_ms / 1000)
 
