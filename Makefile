@@ -15,17 +15,17 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version=3.11 --gene
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: venv
-venv: ## make .venv: all locked packages and this project, editable
+venv: ## make .venv: locked packages and this project, editable
 	@command -v "$(PYTHON)" > /dev/null || { \
 	  echo "There is no $(PYTHON) on PATH. Install Python 3.11 or newer (Debian, Ubuntu: apt-get install python3" \
 	    "python3-venv), or name yours: make PYTHON=python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -I sandbox/venv.py $(if $(filter file,$(origin PYTHON)),,--this-python)
 
 .PHONY: demo
-demo: venv ## show views becoming fresh (DEMO_SECONDS=30 ends it by itself)
+demo: venv ## show views becoming fresh (DEMO_SECONDS=30 ends it)
 	@$(BIN)/python -m sandbox.demo
 
 .PHONY: sandbox

@@ -1,4 +1,7 @@
-"""`python -m sandbox`: the demo's servers in the foreground, without show and operator, for work on the operator."""
+"""`python -m sandbox [FOLDER]`: the demo's servers, without show and operator, for work on the operator.
+
+FOLDER, .sandbox if not given, holds `env`, which a shell sources; so one sandbox at a time for each folder.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +24,26 @@ from sandbox.stack import SAMPLES, Stack, running_stack
 from sandbox.steps import Steps
 from sandbox.workspace import ROOT, Workspace
 
-_ENVIRONMENT = ROOT / "env"
-"""The same each time, so there is one sandbox at a time in a checkout."""
-
 
 class _Sandbox:
     """One sandbox from its start to its end. `run` is called once."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, *, folder: Path, console: Console) -> None:
+        self._folder = folder
+        self._environment = folder / "env"
         self._console = console
         self.was_up = False
 
     async def run(self) -> None:
         """Start the servers, tell how to reach them, and stop them when cancelled."""
-        workspace = Workspace.claim_only("sandbox")
+        workspace = Workspace.claim_only("sandbox", root=self._folder)
         try:
             async with AsyncExitStack() as exits:
                 with Steps(self._console) as steps:
                     stack = await exits.enter_async_context(
                         running_stack(workspace.path, with_operator=False, steps=steps)
                     )
-                exits.callback(_ENVIRONMENT.unlink, missing_ok=True)
+                exits.callback(self._environment.unlink, missing_ok=True)
                 self._tell(stack, folder=workspace.path)
                 self.was_up = True
                 await asyncio.Event().wait()
@@ -54,7 +56,7 @@ class _Sandbox:
 
     def _tell(self, stack: Stack, *, folder: Path) -> None:
         write_environment(
-            _ENVIRONMENT,
+            self._environment,
             folder=folder,
             cluster=stack.control_plane,
             variables={
@@ -66,9 +68,9 @@ class _Sandbox:
             namespace=NAMESPACE, name=SERVICE_ACCOUNT, path=folder / "operator" / "kubeconfig"
         )
         self.say(
-            f"\n{_ENVIRONMENT}:\n\n{_ENVIRONMENT.read_text()}\n"
+            f"\n{self._environment}:\n\n{self._environment.read_text()}\n"
             "In another terminal:\n\n"
-            f"source {shlex.quote(str(_ENVIRONMENT))}\n\n"
+            f"source {shlex.quote(str(self._environment))}\n\n"
             "# Two tenants' databases and policies; their namespaces and Secrets are there.\n"
             f"kubectl apply -k {shlex.quote(str(SAMPLES))}\n\n"
             "# The operator, under its own ServiceAccount.\n"
@@ -82,7 +84,8 @@ def main() -> int:
     """Run the sandbox and return its exit code."""
     interrupt_on_signals()
     console = Console()
-    sandbox = _Sandbox(console)
+    folder = Path(sys.argv[1]).absolute() if sys.argv[1:] else ROOT
+    sandbox = _Sandbox(folder=folder, console=console)
     try:
         in_foreground(
             sandbox.run,

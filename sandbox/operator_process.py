@@ -26,8 +26,6 @@ NAMESPACE = "matview-system"
 PROGRAM = Path(sys.executable).with_name("matview-operator")
 """The command line, as pip installed it beside this Python."""
 
-COMMAND = (str(PROGRAM), "run")
-
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ")
 _STOP_SECONDS = 30
 _PORT_ATTEMPTS = 5
@@ -149,7 +147,7 @@ class OperatorProcess:
             **self._settings,
         }
         self._process = ServerProcess.start(
-            COMMAND,
+            [PROGRAM, "run"],
             name="the operator",
             log=self.log,
             env=environment,

@@ -7,11 +7,11 @@ It has to be readable for any Python 3: its first duty is to say what is wrong w
 import fcntl
 import importlib.util
 import shutil
-import subprocess
 import sys
 import time
 import venv
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 FOLDER = CHECKOUT / ".venv"
@@ -97,17 +97,16 @@ def fill() -> int:
 def pip_install(arguments: "list[str]", *, total: int) -> bool:
     """Run pip with its output in the log, showing how far it is; return whether it succeeded."""
     command = [str(FOLDER / "bin" / "python"), "-m", "pip", "--no-input", "--disable-pip-version-check", "install"]
+    command += arguments
     bar = Bar(total)
-    with LOG.open("a") as log:
-        pip = subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+    # On one line: older Pythons, which have to be told, cannot read brackets around it.
+    with LOG.open("a") as log, Popen(command, stdout=PIPE, stderr=STDOUT, text=True, errors="replace") as pip:
         assert pip.stdout is not None
         for line in pip.stdout:
             log.write(line)
             bar.watch(line)
     bar.end()
-    return pip.wait() == 0
+    return pip.returncode == 0
 
 
 class Bar:

@@ -42,7 +42,7 @@ class Workspace:
         """Take the folder `name`; raises SandboxError if another process uses it."""
         claimed = cls._try(root / name)
         if claimed is None:
-            raise SandboxError(f"Another process of this checkout uses {root / name}: stop that one first.")
+            raise SandboxError(f"Another process uses {root / name}: stop that one first.")
         return claimed
 
     def release(self, *, keep: bool = False) -> None:
