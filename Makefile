@@ -45,7 +45,7 @@ test-unit: venv ## run the tests that need no servers
 	@$(MAKE) -s run-tests FOLDER=unit
 test-postgres: venv ## run the tests on PostgreSQL 15, 16 and 18
 	@$(MAKE) -s run-tests FOLDER=postgres
-test-cluster: venv ## run the tests on Kubernetes (on yours with TEST_CLUSTER=current)
+test-cluster: venv ## run tests on Kubernetes (yours: TEST_CLUSTER=current)
 	@$(MAKE) -s run-tests FOLDER=cluster
 test-acceptance: venv ## run the tests of demo, command line and packages
 	@$(MAKE) -s run-tests FOLDER=acceptance
@@ -85,9 +85,9 @@ bench: venv ## measure, and write what was measured to bench/results
 	@$(BIN)/python -m bench
 
 .PHONY: clean
-clean: ## remove what was made in this folder, and say what that frees
+clean: ## remove what was made in this folder, say what it frees
 	@"$(PYTHON)" -B -m sandbox.clean checkout
 
 .PHONY: clean-cache
-clean-cache: ## remove the cached control plane and templates, and say what that frees
+clean-cache: ## remove cached programs and templates, say what it frees
 	@"$(PYTHON)" -B -m sandbox.clean cache
