@@ -43,7 +43,7 @@ def test_what_is_not_one_name_is_refused(text: str) -> None:
 
 
 def test_a_url_in_a_names_place_is_not_repeated() -> None:
-    with pytest.raises(InvalidName, match="^A URL is not a view name"):
+    with pytest.raises(InvalidName, match=r"^A URL is not a view name"):
         ViewName.from_sql("postgresql://user:secret")
 
 
