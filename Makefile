@@ -62,13 +62,16 @@ run-tests:
 
 .PHONY: check
 check: venv ## run every linter and rule, in under a minute
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python -m matview_operator.api.crd --check crds
-	$(BIN)/python -m pytest -q tests/unit/test_repository.py tests/unit/test_migration_heads.py
-	$(BIN)/hadolint Dockerfile
+	@failed=; \
+	run() { echo "== $$*"; "$$@" || failed="$$failed, $$*"; }; \
+	run $(BIN)/ruff format --check .; \
+	run $(BIN)/ruff check .; \
+	run $(BIN)/mypy; \
+	run $(BIN)/lint-imports; \
+	run $(BIN)/python -m matview_operator.api.crd --check crds; \
+	run $(BIN)/python -m pytest -q tests/unit/test_repository.py tests/unit/test_migration_heads.py; \
+	run $(BIN)/hadolint Dockerfile; \
+	if [ -n "$$failed" ]; then echo "Failed:$${failed#,}" >&2; exit 1; fi
 
 .PHONY: crds
 crds: venv ## write crds/ from the models
