@@ -57,7 +57,8 @@ def user(entry: Json) -> str:
 
 def check(entries: list[Json]) -> None:
     assert entries
-    assert [entry for entry in entries if entry["responseStatus"]["code"] in (401, 403)] == []
+    # By the role's word, not by the answer: nothing is created in a namespace that another test is deleting.
+    assert {entry["annotations"]["authorization.k8s.io/decision"] for entry in entries} == {"allow"}
     asked: dict[tuple[str, str | None], set[str]] = {}
     for entry in entries:
         about = entry.get("objectRef")
