@@ -13,6 +13,7 @@ import kopf
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
+from matview_operator.domain.errors import MatviewError
 from matview_operator.engine.ports import ApiUnavailable
 
 CONNECTIONS = 8
@@ -22,13 +23,23 @@ _LOGIN_LASTS = timedelta(minutes=10)
 """A ServiceAccount's token is renewed within an hour; kopf's session carries it as it was at login."""
 
 
+class NoCluster(MatviewError):
+    """Nothing says which Kubernetes cluster to work in."""
+
+
 async def load_configuration() -> client.Configuration:
-    """Read KUBECONFIG if it is set, else the pod's own ServiceAccount, else the user's kubeconfig."""
+    """Read KUBECONFIG if it is set, else the pod's own ServiceAccount, else the user's kubeconfig; raises NoCluster."""
     configuration = client.Configuration()
-    if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
-        config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-    else:
-        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    try:
+        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except config.ConfigException:
+        raise NoCluster(
+            "There is no Kubernetes cluster to work in: this is no pod with a ServiceAccount's token, and neither "
+            "KUBECONFIG nor .kube/config of the home folder names a cluster."
+        ) from None
     configuration.connection_pool_maxsize = CONNECTIONS
     return configuration
 
