@@ -49,8 +49,8 @@ class Budget:
                     raise NoPlace from None
                 yield
         finally:
-            if gate.is_empty:
-                self._gates.pop(database, None)
+            if gate.is_empty and self._gates.get(database) is gate:
+                del self._gates[database]
 
     def limit_changed(self, database: Key) -> None:
         """Let in at once whom a raised limit has room for."""

@@ -1,0 +1,204 @@
+"""Places for refreshes: per database and in all, whoever is cancelled, changed or hung."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from random import Random
+
+import pytest
+from tests.unit.world import key, until
+
+from matview_operator.engine.budget import Budget, NoPlace
+from matview_operator.engine.ports import Key
+
+pytestmark = pytest.mark.looptime(noop_cycles=3)
+
+A, B, C = key("a"), key("b"), key("c")
+
+
+class Places:
+    """A budget and who holds its places."""
+
+    def __init__(self, *, in_all: int = 100, **limits: int) -> None:
+        self.limits = {key(name): limit for name, limit in limits.items()}
+        self.budget = Budget(limit_of=lambda database: self.limits[database], limit_in_all=in_all)
+        self.running: Counter[Key] = Counter()
+        self.most: Counter[Key] = Counter()
+        self.most_in_all = 0
+        self.began: list[tuple[float, str]] = []
+
+    async def work(self, database: Key, *, seconds: float = 1, name: str = "") -> None:
+        async with self.budget.place(database):
+            self.began.append((asyncio.get_running_loop().time(), name))
+            self.running[database] += 1
+            self.most[database] = max(self.most[database], self.running[database])
+            self.most_in_all = max(self.most_in_all, self.running.total())
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self.running[database] -= 1
+
+    def start(self, database: Key, *, seconds: float = 1, name: str = "") -> asyncio.Task[None]:
+        return asyncio.create_task(self.work(database, seconds=seconds, name=name))
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.budget._gates and self.budget._in_all.is_empty and self.budget.waiting == 0
+
+
+async def test_each_database_has_its_own_limit_and_first_come_is_first_served() -> None:
+    places = Places(a=2, b=1)
+    tasks = [places.start(A, name=f"a{n}") for n in range(5)] + [places.start(B, name=f"b{n}") for n in range(2)]
+    await until(0.5)
+    assert (places.running, places.budget.waiting) == ({A: 2, B: 1}, 4)
+    await asyncio.gather(*tasks)
+    assert places.began == [(0, "a0"), (0, "a1"), (0, "b0"), (1, "a2"), (1, "a3"), (1, "b1"), (2, "a4")]
+    assert places.is_empty
+
+
+async def test_in_all_there_are_no_more_than_the_operators_limit() -> None:
+    places = Places(in_all=4, a=3, b=3, c=3)
+    await asyncio.gather(*(places.start(database) for database in [A, B, C] * 4))
+    assert places.most_in_all == 4
+    assert places.is_empty
+
+
+async def test_a_hung_database_holds_half_of_all_places_at_most_and_delays_nobody_else() -> None:
+    places = Places(in_all=4, a=100, b=100)
+    hung = [places.start(A, seconds=3600) for _ in range(10)]
+    await until(1)
+    others = [places.start(B, name=f"b{n}") for n in range(4)]
+    await asyncio.gather(*others)
+    assert [began for began, name in places.began if name] == [1, 1, 2, 2]
+    assert places.most[A] == 2
+    for task in hung:
+        task.cancel()
+    await asyncio.gather(*hung, return_exceptions=True)
+    assert places.is_empty
+
+
+async def test_the_only_place_of_all_can_be_had() -> None:
+    places = Places(in_all=1, a=5)
+    await asyncio.gather(places.start(A), places.start(A))
+    assert places.most_in_all == 1
+
+
+async def test_a_raised_limit_lets_all_in_whom_it_has_room_for_at_once() -> None:
+    places = Places(a=1)
+    tasks = [places.start(A, seconds=100) for _ in range(5)]
+    await until(10)
+    places.limits[A] = 4
+    places.budget.limit_changed(A)
+    places.budget.limit_changed(B)  # nobody is there
+    await until(11)
+    assert places.running[A] == 4
+    await asyncio.gather(*tasks)
+    assert places.is_empty
+
+
+async def test_a_lowered_limit_lets_nobody_in_until_enough_have_left() -> None:
+    places = Places(a=3)
+    tasks = [places.start(A, name=f"{n}") for n in range(5)]
+    await until(0.5)
+    places.limits[A] = 1
+    places.budget.limit_changed(A)
+    await asyncio.gather(*tasks)
+    assert [began for began, _ in places.began] == [0, 0, 0, 1, 2]
+
+
+async def test_waiting_longer_than_one_will_is_no_place_and_leaves_none_behind() -> None:
+    places = Places(a=1)
+    holder = places.start(A, seconds=10)
+    await until(1)
+    with pytest.raises(NoPlace):
+        async with places.budget.place(A, seconds=3):
+            pytest.fail("there is no place")
+    assert asyncio.get_running_loop().time() == 4
+    await holder
+    assert places.is_empty
+
+
+async def test_waiting_for_a_place_in_all_is_bounded_too() -> None:
+    places = Places(in_all=2, a=1, b=1, c=1)
+    holders = [places.start(database, seconds=10) for database in (A, B)]
+    await until(1)
+    with pytest.raises(NoPlace):
+        async with places.budget.place(C, seconds=3):
+            pytest.fail("there is no place")
+    await asyncio.gather(*holders)
+    assert places.is_empty
+
+
+async def test_a_free_place_is_given_however_little_time_is_left() -> None:
+    places = Places(a=1)
+    async with places.budget.place(A, seconds=0):
+        pass
+    async with places.budget.place(A, seconds=-5):
+        await asyncio.sleep(100)  # the time is for the waiting, not for the work
+    assert places.is_empty
+
+
+async def test_an_error_of_the_work_passes_through_and_frees_the_place() -> None:
+    places = Places(a=1)
+    with pytest.raises(TimeoutError, match="the work's own"):
+        async with places.budget.place(A, seconds=5):
+            raise TimeoutError("the work's own")
+    assert places.is_empty
+
+
+async def test_cancelled_waiters_lose_nobodys_place() -> None:
+    places = Places(a=1)
+    holder = places.start(A, seconds=5)
+    waiters = [places.start(A, name=f"{n}") for n in range(4)]
+    await until(1)
+    waiters[0].cancel()
+    waiters[2].cancel()
+    await until(1.5)
+    assert places.budget.waiting == 2
+    await asyncio.gather(holder, *waiters, return_exceptions=True)
+    assert [name for _, name in places.began] == ["", "1", "3"]
+    assert places.is_empty
+
+
+async def test_a_place_given_in_the_moment_of_a_cancellation_goes_to_the_next() -> None:
+    places = Places(a=1)
+    async with places.budget.place(A):
+        first, second = places.start(A, name="first"), places.start(A, name="second")
+        await until(1)
+    first.cancel()  # the place was handed on to it, but it has not woken up yet
+    await asyncio.gather(first, second, return_exceptions=True)
+    assert first.cancelled()
+    assert [name for _, name in places.began] == ["second"]
+    assert places.is_empty
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_is_cancelled_whenever_no_place_leaks_and_no_limit_breaks(seed: int) -> None:
+    random = Random(seed)  # noqa: S311 - a test's choice
+    places = Places(in_all=5, a=1, b=2, c=9)
+    tasks = []
+    for _ in range(200):
+        tasks.append(places.start(random.choice([A, B, C]), seconds=random.choice([0, 0, 1, 3])))
+        if random.random() < 0.4:
+            random.choice(tasks).cancel()
+        if random.random() < 0.5:
+            await asyncio.sleep(random.choice([0, 0, 0.5, 1]))
+        assert places.running.total() <= 5
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert places.is_empty
+    assert (places.most[A], places.most[B], places.most[C]) == (1, 2, 3)
+
+
+async def test_closed_it_gives_no_more_places_and_sends_waiters_away() -> None:
+    places = Places(in_all=2, a=1, b=1, c=1)
+    holders = [places.start(database, seconds=10) for database in (A, B)]
+    await until(1)
+    waiters = [places.start(database) for database in (A, C)]
+    await until(2)
+    places.budget.close()
+    assert [type(end) for end in await asyncio.gather(*waiters, return_exceptions=True)] == [NoPlace, NoPlace]
+    with pytest.raises(NoPlace):
+        await places.work(key("d"))
+    await asyncio.gather(*holders)
+    assert places.is_empty
