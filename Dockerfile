@@ -27,8 +27,10 @@ LABEL org.opencontainers.image.title="matview-operator" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-# The root file system may be read-only: what Python compiles was compiled in the first stage.
+# The root file system may be read-only: what Python compiles was compiled in the first stage. The user has no home, and
+# a library that looks for one while it is imported must find a name.
 ENV PATH=/opt/matview-operator/bin:$PATH \
+    HOME=/nonexistent \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     MATVIEW_REVISION=${REVISION}

@@ -104,11 +104,11 @@ class Image:
         return cls(environment=Path(places["/opt/matview-operator"]), wheel=wheel, final=final)
 
     def run(
-        self, *arguments: str, cwd: Path, variables: Mapping[str, str] | None = None, program: str | None = None
+        self, *arguments: str, cwd: Path, variables: Mapping[str, str | None] | None = None, program: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run the entry point, or another program, as the image's user if we may be him.
 
-        It gets the image's variables and these, and no others.
+        It gets the image's variables and these, and no others; None takes one away.
         """
         own = {
             name: _in_places(value, {"$PATH": os.defpath, "${REVISION}": "test", _FIXED_PATHS[0]: self.environment})
@@ -121,7 +121,7 @@ class Image:
         return subprocess.run(
             [found, *(arguments or _words(self.final.one("CMD")))],
             cwd=cwd,
-            env={**own, **(variables or {})},
+            env={name: value for name, value in {**own, **(variables or {})}.items() if value is not None},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -227,7 +227,7 @@ async def test_it_migrates_from_anywhere_as_nobody_and_writes_nothing(
     image: Image, nowhere: Path, server: PostgresServer
 ) -> None:
     before = snapshot(image.environment)
-    variables = {"DATABASE_URL": server.admin_url()}
+    variables = {"DATABASE_URL": server.admin_url(), "HOME": None}
 
     done = image.run("migrate", cwd=nowhere, variables=variables)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
