@@ -153,7 +153,8 @@ async def test_bad_input_is_told_with_what_to_do(operator: OperatorProcess, tena
     assert all(password not in outputs for password in tenant.database.passwords.values())
 
 
-async def test_one_event_at_the_transition_only(operator: OperatorProcess, tenant: Tenant) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("operator")
+async def test_one_event_at_the_transition_only(tenant: Tenant) -> None:
     tenant.connect()
     tenant.apply(policy("bad", "nowhere", every=5))
     tenant.wait("bad", lambda status: (status.get("consecutiveFailures") or 0) >= 2, what="two failures")
@@ -189,7 +190,8 @@ async def test_the_api_server_refuses_what_a_schema_can_tell(tenant: Tenant, spe
     assert words in refused.value.stderr
 
 
-async def test_odd_names_that_exist_are_refreshed(operator: OperatorProcess, tenant: Tenant) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("operator")
+async def test_odd_names_that_exist_are_refreshed(tenant: Tenant) -> None:
     names = ["Upper", 'qu"ote', "semi;colon", "naïve ünïcode ✓", "select", "$1", "a.b"]
     for name in names:
         await tenant.database.make_view(name, schema="Odd Schema")

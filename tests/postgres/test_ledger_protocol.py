@@ -208,7 +208,7 @@ async def test_a_slot_that_was_settled_while_we_worked_is_not_claimed_twice(data
 
 
 @pytest.mark.parametrize("installed", [True, False], ids=["ledger", "no ledger"])
-async def test_a_lost_answer_to_commit_is_looked_up(databases: Databases, installed: bool) -> None:  # noqa: FBT001
+async def test_a_lost_answer_to_commit_is_looked_up(databases: Databases, *, installed: bool) -> None:
     async with databases.lend("ledger" if installed else "bare") as database:
         view = await counted_view(database)
         async with Proxy(database.server.port, Fault(statement="commit", loses="answer")) as proxy:
@@ -223,7 +223,7 @@ async def test_a_lost_answer_to_commit_is_looked_up(databases: Databases, instal
 
 
 @pytest.mark.parametrize("installed", [True, False], ids=["ledger", "no ledger"])
-async def test_a_commit_that_never_arrived_changed_nothing(databases: Databases, installed: bool) -> None:  # noqa: FBT001
+async def test_a_commit_that_never_arrived_changed_nothing(databases: Databases, *, installed: bool) -> None:
     async with databases.lend("ledger" if installed else "bare") as database:
         view = await counted_view(database)
         before = await database.value_as(APP_OWNER, "select xmin::text from counted")
