@@ -12,6 +12,7 @@ from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR
 
 from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.api.view import Concurrently
 from matview_operator.domain.connection import parse_url
@@ -30,6 +31,9 @@ POLICY = uuid.UUID("00000000-0000-4000-8000-000000000001")
 
 TENANT_A = "11111111-1111-1111-1111-111111111111"
 TENANT_B = "22222222-2222-2222-2222-222222222222"
+
+TENANT: dict[str, Any] = {"isolation": Isolation.TENANT, "tenant_id": TENANT_A}
+"""Fields of a run for one tenant alone."""
 
 _RUN = Run(
     view=ViewName("public", "mv"),
@@ -141,3 +145,49 @@ async def backends(database: Database, role: str = MV_OPERATOR) -> object:
         "select count(*) from pg_stat_activity where datname = current_database() and usename = $1",
         role,
     )
+
+
+def public(name: str) -> ViewName:
+    return ViewName("public", name)
+
+
+def ended(result: RefreshResult) -> tuple[RefreshOutcome, RefreshReason | None]:
+    return result.outcome, result.error_type
+
+
+def failure(result: RefreshResult, reason: RefreshReason, *said: str) -> None:
+    """Check that a run failed for a reason, and that its message says these things."""
+    assert (result.outcome, result.error_type) == (RefreshOutcome.FAILED, reason), result.error_message
+    assert result.error_message
+    for text in said:
+        assert text in result.error_message
+    assert result.data_as_of is None
+    assert result.verified_at is None
+
+
+# What the catalogue says before anything is tried.
+
+
+async def counted_view(database: Database, name: str = "counted") -> ViewName:
+    """Make a view whose query counts how often it is run: a sequence is not rolled back."""
+    await database.execute_as(
+        APP_OWNER,
+        f"""
+        create sequence {name}_runs minvalue 0;
+        create materialized view {name} as select 1 as id, nextval('public.{name}_runs') as run;
+        create unique index on {name} (id);
+        """,
+    )
+    return ViewName("public", name)
+
+
+async def executions(database: Database, name: str = "counted") -> object:
+    return await database.value_as(SUPERUSER, f"select case when is_called then last_value else 0 end from {name}_runs")
+
+
+async def ledger_rows(database: Database) -> list[tuple[object, ...]]:
+    """Return outcome, reason, attempt and whether it settles, in the order of writing."""
+    rows = await database.fetch_as(
+        SUPERUSER, "select outcome, reason, attempt, settles from matview_ops.refresh_run order by run_id"
+    )
+    return [tuple(row) for row in rows]

@@ -6,35 +6,23 @@ import ast
 import asyncio
 import logging
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR
-from tests.refreshes import TENANT_A, TENANT_B, GatedView, a_run, backends, refresh, settled
+from tests.refreshes import TENANT, TENANT_A, TENANT_B, GatedView, backends, refresh, settled
 
 import matview_operator
 from matview_operator import RefreshOutcome, RefreshResult, lock_keys
-from matview_operator.adapters.postgres.transaction import work_through
-from matview_operator.adapters.postgres.work import Work
-from matview_operator.api.outcome import RefreshMode, RefreshReason
-from matview_operator.api.policy import Isolation
-from matview_operator.api.view import Concurrently
-from matview_operator.domain.connection import parse_url
-from matview_operator.domain.view import ViewName
+from matview_operator.api.outcome import RefreshReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sandbox.pgbouncer import PgBouncer
     from tests.database import Database
 
 SOURCES = sorted(Path(matview_operator.__file__).parent.rglob("*.py"))
 GLOBAL_KEY = -2014051537
-TENANT: dict[str, Any] = {"isolation": Isolation.TENANT, "tenant_id": TENANT_A}
-
 ADVISORY_LOCKS = """
 select classid::int8 as view_key, objid::int8 as tenant_key, objsubid, mode, granted, pid from pg_locks
 where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
@@ -201,102 +189,6 @@ async def test_gate_2a_two_views_do_not_exclude_each_other(database: Database) -
     assert (await first).outcome is RefreshOutcome.SUCCESS
 
 
-SETTINGS = (
-    "app.current_tenant_id app.execution_context row_security search_path statement_timeout lock_timeout "
-    "idle_in_transaction_session_timeout client_connection_check_interval"
-).split()
-READ_SETTINGS = "select name, nullif(current_setting(name, true), '') from unnest($1::text[]) as name"
-
-
-async def test_g3_nothing_set_for_a_run_outlives_it_on_its_connection(bare_database: Database) -> None:
-    view = await bare_database.make_view()
-    before = await bare_database.fetch_as(MV_OPERATOR, READ_SETTINGS, SETTINGS)
-    for each in (view, ViewName("public", "missing")):
-        work = Work(run=a_run(each, **TENANT), target=parse_url(bare_database.url()))
-        try:
-            await work_through(work)
-        except matview_operator.MatviewError:
-            assert work.session is not None
-            await work.session.rollback()
-        assert work.session is not None
-        after = await work.session.rows(READ_SETTINGS, SETTINGS)
-        await work.session.close()
-        assert [tuple(row.values()) for row in after] == [tuple(row.values()) for row in before]
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_g3_nothing_leaks_through_a_transaction_pooler(
-    database: Database, pgbouncer: Callable[..., PgBouncer]
-) -> None:
-    view = await database.make_view()
-    pool = pgbouncer(database, pool_size=1)
-    before = await database.fetch_as(MV_OPERATOR, READ_SETTINGS, SETTINGS)
-    assert (await refresh(database, view, via=pool, **TENANT)).outcome is RefreshOutcome.SUCCESS
-    assert (await refresh(database, view, via=pool, timeout_seconds=5)).outcome is RefreshOutcome.SUCCESS
-    client = await database.connect(via=pool)
-    after = await client.fetch(READ_SETTINGS, SETTINGS)
-    assert [tuple(row.values()) for row in after] == [tuple(row.values()) for row in before]
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_g3_a_setting_that_somebody_else_leaked_stops_a_shared_run(
-    database: Database, pgbouncer: Callable[..., PgBouncer]
-) -> None:
-    view = await database.make_view()
-    pool = pgbouncer(database, pool_size=1)
-    client = await database.connect(via=pool)
-    await client.execute(f"set app.current_tenant_id = '{TENANT_B}'")
-    result = await refresh(database, view, via=pool)
-    assert (result.outcome, result.error_type) == (RefreshOutcome.FAILED, RefreshReason.TENANT_SETTING_LEAKED)
-    # A tenant's own run says whose it is anyway.
-    assert (await refresh(database, view, via=pool, **TENANT)).outcome is RefreshOutcome.SUCCESS
-
-
-async def test_g3_g4_the_views_query_sees_the_tenant_and_the_worker(bare_database: Database) -> None:
-    await bare_database.execute_as(
-        APP_OWNER,
-        """
-        create materialized view seen as select current_setting('app.current_tenant_id', true) as tenant,
-          current_setting('app.execution_context', true) as context, current_setting('search_path') as path,
-          current_setting('row_security') as row_security, current_setting('transaction_isolation') as isolation
-        """,
-    )
-    view = ViewName("public", "seen")
-
-    async def seen() -> dict[str, str | None]:
-        (row,) = await bare_database.fetch_as(APP_OWNER, "select * from seen")
-        return dict(row)
-
-    await refresh(bare_database, view, **TENANT)
-    under_tenant = await seen()
-    await refresh(bare_database, view)
-    under_shared = await seen()
-    assert under_tenant == {
-        "tenant": TENANT_A,
-        "context": "worker",
-        "path": "pg_catalog, pg_temp",
-        "row_security": "on",
-        "isolation": "read committed",
-    }
-    assert under_shared == under_tenant | {"tenant": under_shared["tenant"], "row_security": "off"}
-    assert not under_shared["tenant"]
-
-
-async def test_the_tenant_setting_is_the_policys(bare_database: Database) -> None:
-    await bare_database.execute_as(
-        APP_OWNER, "create materialized view seen as select current_setting('shop.tenant', true) as tenant"
-    )
-    await refresh(bare_database, ViewName("public", "seen"), tenant_setting="shop.tenant", **TENANT)
-    assert await bare_database.value_as(APP_OWNER, "select tenant from seen") == TENANT_A
-
-
-@pytest.mark.parametrize("setting", ["role", "search_path", "app.execution_context", "App.Execution_Context"])
-async def test_a_tenant_setting_that_is_the_servers_or_ours_is_refused(bare_database: Database, setting: str) -> None:
-    view = await bare_database.make_view()
-    result = await refresh(bare_database, view, tenant_setting=setting, isolation=Isolation.TENANT, tenant_id=SUPERUSER)
-    assert (result.outcome, result.error_type) == (RefreshOutcome.FAILED, RefreshReason.INVALID_SPEC)
-
-
 async def test_correlation_is_in_result_ledger_and_log(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     view = await database.make_view()
     caplog.set_level(logging.DEBUG, "matview_operator")
@@ -353,86 +245,6 @@ async def test_a_cancelled_run_is_logged_and_tells_its_result(
     assert vars(caplog.records[-1])["outcome"] == "INTERRUPTED"
     (row,) = await database.fetch_as(SUPERUSER, "select outcome, reason from matview_ops.refresh_run")
     assert tuple(row) == ("INTERRUPTED", "Shutdown")
-
-
-async def test_concurrent_mode_tells_the_exact_difference(database: Database) -> None:
-    view = await database.make_view(rows=100)
-    await database.execute_as(
-        APP_OWNER,
-        "delete from mv_base where id <= 10; update mv_base set v = 0 where id > 95; "
-        "insert into mv_base values (101, 'a', 1), (102, 'b', 2)",
-    )
-    before = datetime.now(UTC)
-    result = await refresh(database, view)
-    assert (result.outcome, result.mode, result.error_type) == (RefreshOutcome.SUCCESS, RefreshMode.CONCURRENT, None)
-    # A changed row is one deletion and one insertion.
-    assert (result.rows_inserted, result.rows_deleted) == (7, 15)
-    assert result.data_as_of == result.verified_at
-    assert result.data_as_of is not None
-    assert before <= result.data_as_of <= datetime.now(UTC)
-    assert result.size_bytes is not None
-    assert result.size_bytes > 0
-    assert await database.value_as(APP_OWNER, "select count(*) from mv") == 92
-
-
-@pytest.mark.parametrize("case", ["never", "no index", "unpopulated"])
-async def test_blocking_mode_where_it_is_wished_or_the_only_one(database: Database, case: str) -> None:
-    view = await database.make_view(rows=100, unique=case != "no index")
-    if case == "unpopulated":
-        await database.execute_as(APP_OWNER, "refresh materialized view mv with no data")
-    result = await refresh(
-        database, view, concurrently=Concurrently.NEVER if case == "never" else Concurrently.IF_POSSIBLE
-    )
-    reasons = {
-        "never": None,
-        "no index": RefreshReason.NO_UNIQUE_INDEX,
-        "unpopulated": RefreshReason.FIRST_POPULATE,
-    }
-    assert (result.outcome, result.mode) == (RefreshOutcome.SUCCESS, RefreshMode.BLOCKING)
-    assert result.error_type is reasons[case]
-    assert (result.rows_inserted, result.rows_deleted, result.estimated_rows) == (100, None, 100)
-    # ANALYZE came after it: the planner knows the new rows.
-    assert await database.value_as(APP_OWNER, "select reltuples from pg_class where relname = 'mv'") == 100
-    assert await database.value_as(APP_OWNER, "select count(*) from pg_stats where tablename = 'mv'") == 3
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_maintain_alone_is_enough_on_17_and_later(database: Database) -> None:
-    view = await database.make_view()
-    await database.allow_login("maintainer")
-    await database.execute_as(APP_OWNER, "grant maintain on mv to maintainer")
-    assert (await refresh(database, view, role="maintainer")).outcome is RefreshOutcome.SUCCESS
-
-
-async def test_without_track_counts_there_is_no_difference_to_tell(database: Database) -> None:
-    view = await database.make_view()
-    await database.execute_as(SUPERUSER, f"alter database {database.name} set track_counts = off")
-    result = await refresh(database, view)
-    assert (result.outcome, result.rows_inserted, result.rows_deleted) == (RefreshOutcome.SUCCESS, None, None)
-
-
-async def test_a_blocking_refresh_steps_back_while_the_view_is_read(database: Database) -> None:
-    view = await database.make_view(unique=False)
-    reader = await database.connect(APP_OWNER)
-    await reader.execute("begin; select * from mv")
-    task = asyncio.create_task(refresh(database, view))
-    # It never stands in the queue, where it would make other readers wait.
-    other = await database.connect(APP_OWNER)
-    await other.execute("set lock_timeout = '50ms'")
-    for _ in range(10):
-        await other.fetch("select * from mv")
-        await asyncio.sleep(0.01)
-    assert not task.done()
-    await reader.execute("commit")
-    assert (await task).outcome is RefreshOutcome.SUCCESS
-
-
-async def test_a_view_that_is_always_read_is_queued_for_once_and_briefly(database: Database) -> None:
-    view = await database.make_view(unique=False)
-    reader = await database.connect(APP_OWNER)
-    await reader.execute("begin; select * from mv")
-    result = await refresh(database, view, lock_timeout_millis=100)
-    assert (result.outcome, result.error_type) == (RefreshOutcome.FAILED, RefreshReason.LOCK_TIMEOUT)
 
 
 async def test_one_run_uses_one_connection_and_leaves_none(database: Database) -> None:

@@ -3,66 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import signal
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR
-from tests.proxy import Fault, Loss, Proxy
-from tests.refreshes import TENANT_A, GatedView, refresh, settled
+from tests.refreshes import TENANT, GatedView, counted_view, ended, executions, ledger_rows, refresh
 
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.postgres.migrations import upgrade
 from matview_operator.api.outcome import RefreshReason
-from matview_operator.api.policy import Isolation
 from matview_operator.domain.run import slot_id
-from matview_operator.domain.view import ViewName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.database import Database
-    from tests.databases import Databases
 
-    from matview_operator import RefreshResult
 
 SLOT: dict[str, Any] = {"slot_id": slot_id(datetime(2026, 1, 1, tzinfo=UTC))}
 RECOVERED = (RefreshOutcome.SUCCESS, RefreshReason.RECOVERED)
-TENANT: dict[str, Any] = {"isolation": Isolation.TENANT, "tenant_id": TENANT_A}
 OTHER_POLICY: Any = "00000000-0000-4000-8000-00000000000b"
-
-
-async def counted_view(database: Database, name: str = "counted") -> ViewName:
-    """Make a view whose query counts how often it is run: a sequence is not rolled back."""
-    await database.execute_as(
-        APP_OWNER,
-        f"""
-        create sequence {name}_runs minvalue 0;
-        create materialized view {name} as select 1 as id, nextval('public.{name}_runs') as run;
-        create unique index on {name} (id);
-        """,
-    )
-    return ViewName("public", name)
-
-
-async def executions(database: Database, name: str = "counted") -> object:
-    return await database.value_as(SUPERUSER, f"select case when is_called then last_value else 0 end from {name}_runs")
-
-
-async def ledger(database: Database) -> list[tuple[object, ...]]:
-    """Return outcome, reason, attempt and whether it settles, in the order of writing."""
-    rows = await database.fetch_as(
-        SUPERUSER, "select outcome, reason, attempt, settles from matview_ops.refresh_run order by run_id"
-    )
-    return [tuple(row) for row in rows]
-
-
-def ended(result: RefreshResult) -> tuple[RefreshOutcome, RefreshReason | None]:
-    return result.outcome, result.error_type
 
 
 async def test_a_settled_slot_is_not_run_again_and_tells_what_was_done(database: Database) -> None:
@@ -74,7 +34,7 @@ async def test_a_settled_slot_is_not_run_again_and_tells_what_was_done(database:
     recorded = ("mode", "data_as_of", "verified_at", "rows_inserted", "rows_deleted", "attempts")
     assert [getattr(again, name) for name in recorded] == [getattr(first, name) for name in recorded]
     assert await executions(database) == 1
-    assert await ledger(database) == [("SUCCESS", None, 1, True)]
+    assert await ledger_rows(database) == [("SUCCESS", None, 1, True)]
     assert ended(await refresh(database, view)) == (RefreshOutcome.SUCCESS, None)
 
 
@@ -96,7 +56,7 @@ async def test_a_slot_that_became_due_before_another_policys_run_is_covered(data
     assert "theirs" in covered.error_message
     assert await executions(database) == 1
     # A cover is derived, never recorded.
-    assert len(await ledger(database)) == 1
+    assert len(await ledger_rows(database)) == 1
     later = await refresh(database, view, **SLOT, due_at=datetime.now(UTC), policy_uid=OTHER_POLICY)
     assert ended(later) == (RefreshOutcome.SUCCESS, None)
 
@@ -147,7 +107,7 @@ async def test_failures_are_recorded_counted_and_leave_the_slot_due(database: Da
     await database.execute_as(APP_OWNER, "update broken set x = 1")
     result = await refresh(database, view, **SLOT)
     assert (result.outcome, result.attempts) == (RefreshOutcome.SUCCESS, 3)
-    assert await ledger(database) == [
+    assert await ledger_rows(database) == [
         ("FAILED", "ViewQueryFailed", 1, False),
         ("FAILED", "ViewQueryFailed", 2, False),
         ("SUCCESS", "FirstPopulate", 3, True),
@@ -200,126 +160,8 @@ async def test_a_slot_that_was_settled_while_we_worked_is_not_claimed_twice(data
     await database.execute_as(APP_OWNER, "insert into gated_plain_base values (9, 'a', 9)")
     await gated.open()
     assert ended(await task) == RECOVERED
-    assert await ledger(database) == [("SUCCESS", None, 1, True)]
+    assert await ledger_rows(database) == [("SUCCESS", None, 1, True)]
     assert await database.value_as(APP_OWNER, "select count(*) from gated") == 3
-
-
-# Answers that are lost around COMMIT.
-
-
-@pytest.mark.parametrize("installed", [True, False], ids=["ledger", "no ledger"])
-async def test_a_lost_answer_to_commit_is_looked_up(databases: Databases, *, installed: bool) -> None:
-    async with databases.lend("ledger" if installed else "bare") as database:
-        view = await counted_view(database)
-        async with Proxy(database.server.port, Fault(statement="commit", loses="answer")) as proxy:
-            result = await refresh(database, view, via=proxy, **SLOT)
-        assert ended(result) == RECOVERED
-        assert result.data_as_of is not None
-        assert await executions(database) == 1
-        assert await database.value_as(APP_OWNER, "select run from counted") == 1
-        again = await refresh(database, view, **SLOT)
-        assert ended(again) == (RECOVERED if installed else (RefreshOutcome.SUCCESS, None))
-        assert await executions(database) == (1 if installed else 2)
-
-
-@pytest.mark.parametrize("installed", [True, False], ids=["ledger", "no ledger"])
-async def test_a_commit_that_never_arrived_changed_nothing(databases: Databases, *, installed: bool) -> None:
-    async with databases.lend("ledger" if installed else "bare") as database:
-        view = await counted_view(database)
-        before = await database.value_as(APP_OWNER, "select xmin::text from counted")
-        async with Proxy(database.server.port, Fault(statement="commit", loses="request")) as proxy:
-            result = await refresh(database, view, via=proxy, **SLOT)
-        assert ended(result) == (RefreshOutcome.INTERRUPTED, RefreshReason.CONNECTION_LOST)
-        assert await database.value_as(APP_OWNER, "select xmin::text from counted") == before
-        assert ended(await refresh(database, view, **SLOT)) == (RefreshOutcome.SUCCESS, None)
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_when_nobody_can_be_asked_the_next_attempt_knows(database: Database) -> None:
-    view = await counted_view(database)
-    fault = Fault(statement="commit", loses="answer", silent=True, network_too=True)
-    async with Proxy(database.server.port, fault) as proxy:
-        result = await refresh(database, view, via=proxy, timeout_seconds=0.5, **SLOT)
-    assert ended(result) == (RefreshOutcome.UNKNOWN, RefreshReason.COMMIT_UNKNOWN)
-    assert ended(await refresh(database, view, **SLOT)) == RECOVERED
-    assert await executions(database) == 1
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_cancelled_in_commit_the_result_is_what_the_server_says(database: Database) -> None:
-    view = await counted_view(database)
-    fault = Fault(statement="commit", loses="answer", silent=True)
-    async with Proxy(database.server.port, fault) as proxy:
-        task = asyncio.create_task(refresh(database, view, via=proxy, **SLOT))
-        await fault.happened.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError) as caught:
-            await task
-    assert ended(caught.value.args[0]) == RECOVERED
-    assert await ledger(database) == [("SUCCESS", None, 1, True)]
-
-
-@pytest.fixture
-async def standbyless(start_server: Callable[..., Databases]) -> Databases:
-    """A server of its own on which a COMMIT of mv_operator waits for a synchronous standby that does not exist."""
-    return start_server(version=18, settings={"synchronous_standby_names": "nobody", "synchronous_commit": "local"})
-
-
-async def committing_backend(database: Database) -> int:
-    """Wait until a backend waits for the standby; return its process id."""
-    while True:
-        pid = await database.value_as(SUPERUSER, "select pid from pg_stat_activity where wait_event = 'SyncRep'")
-        if isinstance(pid, int):
-            return pid
-        await asyncio.sleep(0.01)
-
-
-async def askers_answered(database: Database) -> object:
-    """Return how many backends have answered what became of a transaction."""
-    return await database.value_as(
-        SUPERUSER,
-        "select count(*) from pg_stat_activity where query like '%pg_xact_status%' and pid <> pg_backend_pid()"
-        " and state = 'idle'",
-    )
-
-
-@pytest.mark.parametrize("template", ["ledger", "bare"])
-@pytest.mark.parametrize("death", ["terminated", "killed"])
-async def test_a_backend_that_dies_in_commit_has_committed(standbyless: Databases, template: str, death: str) -> None:
-    async with standbyless.lend(template) as database:
-        view = await counted_view(database)
-        waits = f"alter role {MV_OPERATOR} in database {database.name} set synchronous_commit ="
-        await database.execute_as(SUPERUSER, f"{waits} on")
-        task = asyncio.create_task(refresh(database, view, **SLOT))
-        pid = await committing_backend(database)
-        await database.execute_as(SUPERUSER, f"{waits} local")
-        if death == "terminated":
-            await database.execute_as(SUPERUSER, f"select pg_terminate_backend({pid})")
-        else:
-            # The server restarts all its backends, so nobody can say for a moment.
-            os.kill(pid, signal.SIGKILL)
-        assert ended(await task) == RECOVERED
-        assert await database.value_as(APP_OWNER, "select run from counted") == 1
-        if template == "ledger":
-            assert ended(await refresh(database, view, **SLOT)) == RECOVERED
-            assert await ledger(database) == [("SUCCESS", None, 1, True)]
-
-
-@pytest.mark.parametrize("template", ["ledger", "bare"])
-async def test_a_commit_that_goes_on_without_us_is_waited_for(standbyless: Databases, template: str) -> None:
-    async with standbyless.lend(template) as database:
-        view = await counted_view(database)
-        waits = f"alter role {MV_OPERATOR} in database {database.name} set synchronous_commit ="
-        await database.execute_as(SUPERUSER, f"{waits} on")
-        async with Proxy(database.server.port) as proxy:
-            task = asyncio.create_task(refresh(database, view, via=proxy, **SLOT))
-            pid = await committing_backend(database)
-            await proxy.cut()
-            # The operator asks, and hears that the transaction is still in progress.
-            await settled(lambda: askers_answered(database), 1)
-            await database.execute_as(SUPERUSER, f"select pg_cancel_backend({pid})")
-            assert ended(await task) == RECOVERED
-        assert await database.value_as(APP_OWNER, "select run from counted") == 1
 
 
 # The ledger comes and goes.
@@ -336,7 +178,7 @@ async def test_without_the_ledger_every_run_refreshes(bare_database: Database) -
 async def test_a_role_that_may_not_use_the_ledger_goes_without(database: Database) -> None:
     view = await counted_view(database)
     assert ended(await refresh(database, view, role=APP_OWNER, **SLOT)) == (RefreshOutcome.SUCCESS, None)
-    assert await ledger(database) == []
+    assert await ledger_rows(database) == []
 
 
 @pytest.mark.parametrize(
@@ -376,49 +218,3 @@ async def test_a_ledger_that_refuses_a_row_fails_the_run_and_not_silently(databa
     result = await refresh(database, view, **SLOT, correlation_id="x")
     assert result.outcome is RefreshOutcome.FAILED
     assert await database.value_as(APP_OWNER, "select run from counted") == 0
-
-
-# All of it at once.
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_h_g_each_slot_exactly_once_under_two_workers_and_deaths(database: Database) -> None:
-    slots = 25
-    view = await counted_view(database)
-    chance = random.Random(1)  # noqa: S311 - which connections die
-    finished = asyncio.Event()
-
-    async def worker(number: int) -> None:
-        for minute in range(slots):
-            slot = slot_id(datetime(2026, 1, 1, 0, minute, tzinfo=UTC))
-            while True:
-                faults = []
-                if chance.random() < 0.4:
-                    statement = chance.choice(["refresh", "with named", "commit"])
-                    loses: Loss = chance.choice(["request", "answer"])
-                    faults = [Fault(statement=statement, loses=loses)]
-                async with Proxy(database.server.port, *faults) as proxy:
-                    result = await refresh(database, view, via=proxy, slot_id=slot, correlation_id=f"worker {number}")
-                if result.outcome is RefreshOutcome.SUCCESS:
-                    break
-                await asyncio.sleep(0.005)
-
-    async def reaper() -> None:
-        while not finished.is_set():
-            await database.execute_as(
-                SUPERUSER,
-                "select pg_terminate_backend(pid) from pg_stat_activity "
-                f"where usename = '{MV_OPERATOR}' and datname = current_database() and random() < 0.2",
-            )
-            await asyncio.sleep(0.02)
-
-    reaping = asyncio.create_task(reaper())
-    await asyncio.gather(worker(1), worker(2))
-    finished.set()
-    await reaping
-    rows = await database.fetch_as(
-        SUPERUSER,
-        "select slot_id, count(*) filter (where settles) as done from matview_ops.refresh_run group by slot_id",
-    )
-    assert len(rows) == slots
-    assert {row["done"] for row in rows} == {1}
