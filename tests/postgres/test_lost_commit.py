@@ -31,7 +31,7 @@ RECOVERED = (RefreshOutcome.SUCCESS, RefreshReason.RECOVERED)
 
 
 @pytest.mark.parametrize("template", ["ledger", "bare"])
-async def test_a_lost_answer_to_commit_is_looked_up(databases: Databases, *, installed: bool) -> None:
+async def test_a_lost_answer_to_commit_is_looked_up(databases: Databases, template: str) -> None:
     async with databases.lend(template) as database:
         view = await counted_view(database)
         async with Proxy(database.server.port, Fault(statement="commit", loses="answer")) as proxy:
@@ -46,7 +46,7 @@ async def test_a_lost_answer_to_commit_is_looked_up(databases: Databases, *, ins
 
 
 @pytest.mark.parametrize("template", ["ledger", "bare"])
-async def test_a_commit_that_never_arrived_changed_nothing(databases: Databases, *, installed: bool) -> None:
+async def test_a_commit_that_never_arrived_changed_nothing(databases: Databases, template: str) -> None:
     async with databases.lend(template) as database:
         view = await counted_view(database)
         before = await database.value_as(APP_OWNER, "select xmin::text from counted")
