@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from random import Random
 
 import pytest
-from tests.unit.ports import EPOCH, MemoryApi, MemoryEvents, VirtualClock, at
+from tests.unit.memory_api import MemoryApi, MemoryEvents
+from tests.unit.ports import EPOCH, VirtualClock, at
 from tests.unit.world import POLICY, key, policy_spec, until
 
 from matview_operator.api.condition import Condition

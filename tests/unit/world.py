@@ -9,10 +9,8 @@ from random import Random
 from types import TracebackType
 from typing import Any, Self
 
+from tests.unit.memory_api import Body, MemoryApi, MemoryEvents
 from tests.unit.ports import (
-    Body,
-    MemoryApi,
-    MemoryEvents,
     MemoryExecutor,
     MemoryInspector,
     MemoryMetrics,

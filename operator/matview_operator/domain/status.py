@@ -73,11 +73,14 @@ def after_slot(
         message=worst.error_message,
         correlation_id=report.correlation_id,
     )
-    changes: dict[str, object] = {"views": views, "history": (entry, *status.history)[:history_limit]}
+    failed = report.failed > 0 and not report.stopped
+    changes: dict[str, object] = {
+        "views": views,
+        "history": (entry, *status.history)[:history_limit],
+        "consecutive_failures": 0 if report.fresh else (status.consecutive_failures or 0) + failed,
+    }
     if report.fresh:
-        changes |= {"last_success_time": report.ended_at, "consecutive_failures": 0}
-    elif report.failed and not report.stopped:
-        changes["consecutive_failures"] = (status.consecutive_failures or 0) + 1
+        changes["last_success_time"] = report.ended_at
     if report.stopped:
         pass
     elif slot.request is not None:

@@ -185,17 +185,19 @@ class Agenda:
             self._finished(current, report, begun_as=policy)
 
     def _not_begun(self, policy: Policy, slot: Slot) -> None:
-        timetable = policy.timetable
         if slot.request is not None:
             policy.working_on = None
             self.publish(policy)
             self.consider_request(policy)
-        elif self._clock.now() > slot.deadline:
+        elif self._clock.now() >= slot.deadline:
             self._late(policy.key, slot)
-        elif (
-            timetable is not None and timetable.newest_at(slot.due_at) == slot.due_at and not self.is_suspended(policy)
-        ):
+        elif self._owes(policy, slot):
             self.dispatcher.submit(policy.key, slot)  # the policy changed: the slot is run as it is now
+
+    def _owes(self, policy: Policy, slot: Slot) -> bool:
+        timetable = policy.timetable
+        is_a_slot = timetable is not None and timetable.newest_at(slot.due_at) == slot.due_at
+        return is_a_slot and not self.is_suspended(policy)
 
     def _finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy) -> None:
         for _, result in report.results:
