@@ -83,6 +83,7 @@ class World:
     async def crash(self) -> None:
         """End as by SIGKILL: nothing is drained, nothing is written."""
         self.api.tell = lambda *_: None
+        self.supervisor.agenda.dispatcher._closed = True
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
