@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
@@ -17,18 +18,20 @@ _FIELDS = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 def configure_logs(settings: Settings) -> None:
-    """Send everything to standard error in the chosen form."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send everything to standard error in the chosen form; times are UTC, RFC 3339."""
+    formatter: logging.Formatter
     if settings.log_format == "json":
-        handler.setFormatter(
-            JsonFormatter(
-                _FIELDS,
-                rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
-                reserved_attrs=[*RESERVED_ATTRS, *_KOPF_ATTRIBUTES],
-            )
+        formatter = JsonFormatter(
+            _FIELDS,
+            rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+            reserved_attrs=[*RESERVED_ATTRS, *_KOPF_ATTRIBUTES],
         )
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    formatter.converter = time.gmtime
+    formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     # Kopf says of each event of the watch that its handler succeeded.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)

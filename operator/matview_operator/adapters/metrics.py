@@ -18,7 +18,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from matview_operator.api.outcome import RefreshOutcome
+from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.domain.result import RefreshResult
 from matview_operator.engine.ports import Key
 
@@ -88,7 +88,7 @@ class PrometheusMetrics:
         labels = (result.outcome.value, "" if result.error_type is None else result.error_type.value)
         self._seen[key].add(labels)
         self._runs.labels(*key, *labels).inc()
-        if result.outcome is RefreshOutcome.SUCCESS:
+        if result.outcome is RefreshOutcome.SUCCESS and result.error_type is not RefreshReason.RECOVERED:
             self._measured[key.namespace].add(key.name)
             self._durations.labels(key.namespace).observe(result.duration_ms / 1000)
 

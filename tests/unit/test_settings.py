@@ -1,0 +1,62 @@
+"""Settings of the operator's process."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from matview_operator.settings import Settings
+
+
+def test_everything_has_a_default() -> None:
+    settings = Settings()
+    assert (settings.namespaces, settings.port, settings.max_concurrent_refreshes) == ((), 8080, 32)
+    assert (settings.log_level, settings.log_format) == ("INFO", "json")
+
+
+def test_each_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "NAMESPACES": "a, b,",
+        "PORT": "9090",
+        "MAX_CONCURRENT_REFRESHES": "4",
+        "SHUTDOWN_GRACE_SECONDS": "0.5",
+        "LOG_LEVEL": "DEBUG",
+        "LOG_FORMAT": "text",
+        "HOST": "127.0.0.1",
+        "REVISION": "abc",
+        "OF_ANOTHER_VERSION": "x",
+    }.items():
+        monkeypatch.setenv(f"MATVIEW_{name}", value)
+    assert Settings().model_dump() == {
+        "namespaces": ("a", "b"),
+        "host": "127.0.0.1",
+        "port": 9090,
+        "max_concurrent_refreshes": 4,
+        "shutdown_grace_seconds": 0.5,
+        "log_level": "DEBUG",
+        "log_format": "text",
+        "revision": "abc",
+    }
+
+
+def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATVIEW_PORT", "9090")
+    assert Settings(port=9191).port == 9191
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("PORT", "http"),
+        ("MAX_CONCURRENT_REFRESHES", "0"),
+        ("SHUTDOWN_GRACE_SECONDS", "-1"),
+        ("LOG_LEVEL", "LOUD"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_nonsense_is_refused_by_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"MATVIEW_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()

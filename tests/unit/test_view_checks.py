@@ -1,0 +1,141 @@
+"""Whether and how a view can be refreshed, decided from what the catalogue says, with what a person has to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from matview_operator.api.database import Bookkeeping
+from matview_operator.api.outcome import RefreshMode, RefreshReason
+from matview_operator.api.view import Concurrently
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.mode import ModeChoice, choose_mode
+from matview_operator.domain.preflight import RowSecurityHazard, ViewFacts, check_view, hazard_problem
+from matview_operator.domain.server import ServerFacts, check_server
+from matview_operator.domain.view import ViewName
+
+VIEW = ViewName("public", "Odd Name")
+FACTS = ViewFacts(
+    oid=1,
+    quoted='public."Odd Name"',
+    relkind="m",
+    populated=True,
+    usable_index=True,
+    may_refresh=True,
+    owner="app_owner",
+    owner_has_temp=True,
+)
+SERVER = ServerFacts(
+    version="18.4",
+    version_num=180_004,
+    database="app",
+    role="mv_operator",
+    superuser=False,
+    in_recovery=False,
+    bookkeeping=Bookkeeping.INSTALLED,
+)
+IF_POSSIBLE, ALWAYS, NEVER = Concurrently.IF_POSSIBLE, Concurrently.ALWAYS, Concurrently.NEVER
+CONCURRENT, BLOCKING = RefreshMode.CONCURRENT, RefreshMode.BLOCKING
+
+
+def problem_of(
+    facts: ViewFacts | None, *, concurrently: Concurrently = IF_POSSIBLE, server: ServerFacts = SERVER
+) -> Problem:
+    with pytest.raises(Problem) as caught:
+        check_view(VIEW, facts, concurrently=concurrently, server=server)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("concurrently", "populated", "index", "expected"),
+    [
+        (IF_POSSIBLE, True, True, ModeChoice(CONCURRENT)),
+        (IF_POSSIBLE, True, False, ModeChoice(BLOCKING, RefreshReason.NO_UNIQUE_INDEX)),
+        (IF_POSSIBLE, False, True, ModeChoice(BLOCKING, RefreshReason.FIRST_POPULATE)),
+        (IF_POSSIBLE, False, False, ModeChoice(BLOCKING, RefreshReason.FIRST_POPULATE)),
+        (ALWAYS, True, True, ModeChoice(CONCURRENT)),
+        (ALWAYS, True, False, RefreshReason.NO_UNIQUE_INDEX),
+        (ALWAYS, False, False, RefreshReason.NO_UNIQUE_INDEX),
+        (ALWAYS, False, True, RefreshReason.NOT_POPULATED),
+        (NEVER, True, True, ModeChoice(BLOCKING)),
+        (NEVER, False, False, ModeChoice(BLOCKING)),
+    ],
+)
+def test_the_mode_is_the_one_wished_for_where_it_can_be_had(
+    concurrently: Concurrently, *, populated: bool, index: bool, expected: ModeChoice | RefreshReason
+) -> None:
+    found: ModeChoice | RefreshReason
+    try:
+        found = choose_mode(concurrently, populated=populated, usable_index=index)
+    except Problem as problem:
+        found = problem.reason
+    assert found == expected
+
+
+def test_a_view_in_good_order_is_refreshed_as_wished() -> None:
+    assert check_view(VIEW, FACTS, concurrently=ALWAYS, server=SERVER) == ModeChoice(CONCURRENT)
+
+
+def test_a_missing_view_is_named_with_its_database() -> None:
+    problem = problem_of(None)
+    assert problem.reason is RefreshReason.VIEW_NOT_FOUND
+    assert "Odd Name" in problem.message
+    assert "database app" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("relkind", "words"),
+    [("r", "a table"), ("v", "an ordinary view"), ("p", "a partitioned table"), ("t", "another kind of relation")],
+)
+def test_what_is_no_materialized_view_is_called_by_its_kind(relkind: str, words: str) -> None:
+    problem = problem_of(replace(FACTS, relkind=relkind, may_refresh=False))
+    assert problem.reason is RefreshReason.NOT_MATERIALIZED_VIEW
+    assert f'public."Odd Name" is {words}' in problem.message
+
+
+@pytest.mark.parametrize(
+    ("version", "statement"),
+    [
+        (180_004, 'GRANT MAINTAIN ON public."Odd Name" TO mv_operator;'),
+        (170_000, 'GRANT MAINTAIN ON public."Odd Name" TO mv_operator;'),
+        (160_014, "GRANT app_owner TO mv_operator;"),
+    ],
+)
+def test_a_missing_privilege_comes_with_the_statement_for_this_server(version: int, statement: str) -> None:
+    problem = problem_of(replace(FACTS, may_refresh=False), server=replace(SERVER, version_num=version))
+    assert problem.reason is RefreshReason.PERMISSION_DENIED
+    assert statement in problem.message
+
+
+def test_concurrently_needs_temp_for_the_owner_and_blocking_does_not() -> None:
+    without = replace(FACTS, owner_has_temp=False)
+    problem = problem_of(without)
+    assert problem.reason is RefreshReason.PERMISSION_DENIED
+    assert "GRANT TEMP ON DATABASE app TO app_owner;" in problem.message
+    assert check_view(VIEW, without, concurrently=NEVER, server=SERVER) == ModeChoice(BLOCKING)
+
+
+def test_no_unique_index_under_always_is_a_problem() -> None:
+    assert problem_of(replace(FACTS, usable_index=False), concurrently=ALWAYS).reason is RefreshReason.NO_UNIQUE_INDEX
+
+
+def test_a_row_security_hazard_names_the_tables_and_whom_they_are_read_as() -> None:
+    hazards = [RowSecurityHazard(relation=f"t{n}", read_as="app_owner", forced=n == 0) for n in range(5)]
+    problem = hazard_problem(VIEW, hazards, sqlstate="42501")
+    assert (problem.reason, problem.sqlstate) == (RefreshReason.ROW_SECURITY_HAZARD, "42501")
+    assert "t0 as app_owner (FORCE); t1 as app_owner; t2 as app_owner." in problem.message
+    assert "t3" not in problem.message
+    assert "BYPASSRLS" in hazard_problem(VIEW, []).message
+
+
+def test_a_standby_and_a_superuser_are_refused() -> None:
+    check_server(SERVER, allow_superuser=False)
+    with pytest.raises(Problem) as standby:
+        check_server(replace(SERVER, in_recovery=True), allow_superuser=True)
+    assert standby.value.reason is RefreshReason.READ_ONLY_SERVER
+    with pytest.raises(Problem) as superuser:
+        check_server(replace(SERVER, superuser=True), allow_superuser=False)
+    assert superuser.value.reason is RefreshReason.SUPERUSER_REFUSED
+    assert "mv_operator" in superuser.value.message
+    check_server(replace(SERVER, superuser=True), allow_superuser=True)
