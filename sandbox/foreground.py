@@ -12,7 +12,7 @@ from sandbox.controlplane.binaries import Binaries
 from sandbox.environment import forget_servers
 from sandbox.errors import SandboxError
 from sandbox.interruption import until_signalled
-from sandbox.stack import DISK_BYTES, START_SECONDS
+from sandbox.stack import DISK_BYTES, MEMORY_BYTES, START_SECONDS
 from sandbox.workspace import ROOT
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def in_foreground(
     require_disk(path=ROOT, needed_bytes=DISK_BYTES, what=what)
     console.print(
         f"{what} takes about {START_SECONDS} s to start, downloads nothing, and needs up to "
-        f"{DISK_BYTES // 1_000_000} MB of disk while it runs.\n",
+        f"{DISK_BYTES // 1_000_000} MB of disk and {MEMORY_BYTES // 1_000_000} MB of memory while it runs.\n",
         highlight=False,
     )
 

@@ -7,6 +7,7 @@ It has to be readable for any Python 3: its first duty is to say what is wrong w
 import fcntl
 import importlib.util
 import shutil
+import signal
 import sys
 import time
 import venv
@@ -102,9 +103,13 @@ def pip_install(arguments: "list[str]", *, total: int) -> bool:
     # On one line: older Pythons, which have to be told, cannot read brackets around it.
     with LOG.open("a") as log, Popen(command, stdout=PIPE, stderr=STDOUT, text=True, errors="replace") as pip:
         assert pip.stdout is not None
-        for line in pip.stdout:
-            log.write(line)
-            bar.watch(line)
+        try:
+            for line in pip.stdout:
+                log.write(line)
+                bar.watch(line)
+        except BaseException:
+            pip.terminate()
+            raise
     bar.end()
     return pip.returncode == 0
 
@@ -173,5 +178,15 @@ def fail(text: str) -> int:
     return 1
 
 
+def interrupt(number: int, frame: object) -> None:
+    """Let SIGTERM do what Ctrl-C does: nothing must go on installing behind our back."""
+    del number, frame
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(fail("\nInterrupted: the next make venv begins again with what pip has kept."))

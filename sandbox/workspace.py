@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -45,9 +46,16 @@ class Workspace:
             raise SandboxError(f"Another process uses {root / name}: stop that one first.")
         return claimed
 
-    def release(self, *, keep: bool = False) -> None:
-        """Remove the folder, or let others see what is in it until the next process takes it over."""
-        if not keep:
+    def release(self, *, keep_logs: bool = False) -> None:
+        """Remove the folder, but for its *.log files if they may be read until the next process takes it over."""
+        if keep_logs:
+            for folder, _, names in os.walk(self.path, topdown=False):
+                for name in names:
+                    if not name.endswith(".log"):
+                        Path(folder, name).unlink()
+                with suppress(OSError):  # there are logs in it
+                    Path(folder).rmdir()
+        else:
             shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._descriptor)
 

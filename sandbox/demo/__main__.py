@@ -46,18 +46,18 @@ class _Demo:
     async def run(self) -> bool:
         """Start, show and stop everything; tell whether every slot was refreshed or covered."""
         workspace = Workspace.claim("demo")
-        keep = False
+        keep_logs = False
         try:
             good = await self._run_in(workspace.path)
-            keep = not good
+            keep_logs = not good
         except Exception:
-            keep = True
+            keep_logs = True
             raise
         else:
             return good
         finally:
-            await to_the_end(lambda: workspace.release(keep=keep))
-            if keep:
+            await to_the_end(lambda: workspace.release(keep_logs=keep_logs))
+            if keep_logs:
                 self.say(f"The servers' logs are in {workspace.path} until the next demo.")
 
     async def _run_in(self, folder: Path) -> bool:

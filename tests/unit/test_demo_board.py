@@ -95,8 +95,9 @@ def test_the_board_shows_everything_at_any_width(width: int, reading: Reading) -
 
 
 def test_a_small_terminal_loses_old_news_and_nothing_else(reading: Reading) -> None:
-    policies = [policy(f"policy-{number}") for number in range(7)]
-    board = drawn(scene_of(*policies, readings=[reading] * 3), width=80, height=24).rstrip("\n")
+    scene = scene_of(*(policy(f"gone-{number}") for number in range(20)), readings=[reading] * 3)
+    scene.update(policy(f"policy-{number}") for number in range(7))
+    board = drawn(scene, width=80, height=24).rstrip("\n")
     assert len(board.splitlines()) < 24
     assert board.splitlines()[-1].startswith("Ctrl-C")
     assert all(f"\npolicy-{number}" in board for number in range(7))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections import namedtuple
 from pathlib import Path
 
+import psutil
 import pytest
 from sandbox import venv
 
@@ -164,9 +166,37 @@ sys.exit(venv.main())
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as second:
         assert second.stdout is not None
         assert second.stdout.readline() == "Another process is making .venv: waiting for it.\n"
-        assert second.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=0.5)
         lock.close()
         assert second.wait(timeout=10) == 0
+
+
+def test_a_signal_stops_pip_too(checkout: Path) -> None:
+    (checkout / "sandbox").mkdir()
+    shutil.copy(CHECKOUT / "sandbox" / "venv.py", checkout / "sandbox")
+    venv.main()
+    age_stamp()
+    (checkout / "requirements" / "dev.txt").touch()
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text(f"#!/bin/sh\necho Collecting one==1\necho $$ > '{checkout / 'pid'}'\nexec sleep 600\n")
+    with subprocess.Popen(
+        [sys.executable, "-I", checkout / "sandbox" / "venv.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        while "fetching" not in program.stdout.readline():
+            pass
+        while not (checkout / "pid").exists() or not (checkout / "pid").read_text():
+            time.sleep(0.02)
+        program.terminate()
+        _, said = program.communicate(timeout=10)
+    assert program.returncode == 1
+    assert "Interrupted" in said
+    assert "Traceback" not in said
+    assert not psutil.pid_exists(int((checkout / "pid").read_text()))
 
 
 def test_python_runs_it_without_the_projects_packages() -> None:
