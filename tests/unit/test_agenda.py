@@ -121,6 +121,16 @@ async def test_a_slot_without_a_place_is_missed_at_its_deadline_not_run_late() -
         assert world.known(hog).missed == 0  # its slot of 80 waits and is in time
 
 
+async def test_the_lag_of_a_slot_counts_its_waiting_for_a_place() -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 1})
+        for name in ("a", "b", "c"):
+            world.policy(name)
+        world.executor.seconds = 5
+        await until(50)
+        assert world.metrics.lags == [0, 5, 10]
+
+
 async def test_a_lock_held_until_the_deadline_is_a_missed_slot_and_no_failure() -> None:
     async with World() as world:
         world.database()

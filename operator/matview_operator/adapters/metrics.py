@@ -75,7 +75,7 @@ class PrometheusMetrics:
         )
         self._lag = Histogram(
             "matview_scheduler_lag_seconds",
-            "From the instant a slot is due to its start.",
+            "From the instant a slot is due to the start of its first run.",
             buckets=_LAG_BUCKETS,
             registry=self.registry,
         )

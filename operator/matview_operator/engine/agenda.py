@@ -168,11 +168,9 @@ class Agenda:
         policy = self._registry.policies.get(key)
         if policy is None or policy.spec is None:
             return
-        if slot.request is None:
-            self._metrics.slot_started(lag_seconds=max(0.0, (self._clock.now() - slot.due_at).total_seconds()))
-        elif slot.request != policy.request or slot.request == policy.status.last_handled_request:
-            return  # superseded, withdrawn or answered while it waited
-        else:
+        if slot.request is not None:
+            if slot.request != policy.request or slot.request == policy.status.last_handled_request:
+                return  # superseded, withdrawn or answered while it waited
             policy.working_on = slot.request
             self.publish(policy)
         report = await self._runner.run(policy, slot)
@@ -204,9 +202,12 @@ class Agenda:
             self._metrics.run_ended(policy.key, result)
         if report.slot.request is not None:
             policy.working_on = None
-        elif report.lock_held and not report.stopped:
-            policy.missed += 1
-            self._metrics.slots_missed(policy.key, 1)
+        else:
+            lag = (report.started_at - report.slot.due_at).total_seconds()
+            self._metrics.slot_started(lag_seconds=max(0.0, lag))
+            if report.lock_held and not report.stopped:
+                policy.missed += 1
+                self._metrics.slots_missed(policy.key, 1)
         status = after_missed(policy.status, count=policy.missed) if policy.missed else policy.status
         policy.missed = 0
         spec = policy.spec or begun_as.spec

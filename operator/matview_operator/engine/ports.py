@@ -115,7 +115,7 @@ class Metrics(Protocol):
         ...
 
     def slot_started(self, *, lag_seconds: float) -> None:
-        """Observe how long after its due time a slot was taken up."""
+        """Observe how long after its due time a slot's first run began."""
         ...
 
     def slots_missed(self, key: Key, count: int) -> None:
