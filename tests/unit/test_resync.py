@@ -1,0 +1,108 @@
+"""Listing the objects: once at start, so that all are known, then to prune what the watch lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from kubernetes.aio import client
+from tests.unit.memory_api import Body
+from tests.unit.world import POLICY, World, key, until
+
+from matview_operator.adapters.kube.resync import PERIOD_SECONDS, Resync
+from matview_operator.engine.ports import ApiUnavailable
+
+pytestmark = pytest.mark.looptime(noop_cycles=3)
+
+
+class Listed:
+    """A Resync whose pages come from a world's API server."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.world = world
+        self.down = False
+        self.lists: list[str] = []
+        monkeypatch.setattr(Resync, "_page", self._page)
+        self.resync = Resync(client.ApiClient(client.Configuration()), intake=world.intake, namespaces=())
+
+    async def _page(self, plural: str, _namespace: str | None, token: str | None) -> Body:
+        self.lists.append(plural)
+        if self.down:
+            raise ApiUnavailable("out of reach")
+        await asyncio.sleep(0)
+        kind = {"matviewrefreshpolicies": POLICY, "matviewdatabases": "MatviewDatabase"}[plural]
+        items = [body for (of, _), body in self.world.api.objects.items() if of == kind]
+        first = 0 if token is None else int(token)
+        following = str(first + 2) if first + 2 < len(items) else ""
+        return {"items": items[first : first + 2], "metadata": {"continue": following}}
+
+
+@pytest.fixture
+async def listed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Listed]:
+    world = World()
+    world.supervisor.start()
+    yield Listed(world, monkeypatch)
+    await world.supervisor.stop(grace_seconds=0)
+
+
+def apply(world: World, *names: str) -> None:
+    """Store objects without telling the engine."""
+    world.database()
+    for name in names:
+        world.policy(name, schedule={"everySeconds": 31_536_000})
+
+
+async def test_everything_is_loaded_page_by_page_databases_first(listed: Listed) -> None:
+    apply(listed.world, "a", "b", "c", "d", "e")
+    await listed.resync.load()
+    assert listed.lists == ["matviewdatabases", *["matviewrefreshpolicies"] * 3]
+    assert {place.name for place in listed.world.supervisor.registry.policies} == {"a", "b", "c", "d", "e"}
+    await until(1)
+    assert {listed.world.condition(key(name), "Ready") for name in "abcde"} == {("True", "Scheduled")}
+
+
+async def test_one_objects_surprise_keeps_nobody_else_from_being_loaded(
+    listed: Listed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    apply(listed.world, "a", "bad", "c")
+    intake = listed.world.intake
+    seen = intake.policy_seen
+
+    def surprised(body: Any) -> None:
+        if body["metadata"]["name"] == "bad":
+            raise RuntimeError("a bug")
+        seen(body)
+
+    monkeypatch.setattr(intake, "policy_seen", surprised)
+    await listed.resync.load()
+    assert {place.name for place in listed.world.supervisor.registry.policies} == {"a", "c"}
+    assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == ["object not taken in"]
+
+
+async def test_the_start_waits_until_the_api_server_answers(listed: Listed) -> None:
+    apply(listed.world, "a")
+    listed.down = True
+    loading = asyncio.create_task(listed.resync.load())
+    await until(100)
+    assert not loading.done()
+    assert 10 < len(listed.lists) < 200
+    listed.down = False
+    await loading
+    assert list(listed.world.supervisor.registry.policies) == [key("a")]
+
+
+async def test_the_periodic_list_prunes_what_is_gone_and_a_failed_one_nothing(listed: Listed) -> None:
+    apply(listed.world, "a", "b", "c")
+    await listed.resync.load()
+    listed.world.api.delete(POLICY, key("b"))
+    running = asyncio.create_task(listed.resync.run())
+    listed.down = True
+    await until(PERIOD_SECONDS + 1)
+    assert len(listed.world.supervisor.registry.policies) == 3
+    listed.down = False
+    await until(2 * PERIOD_SECONDS + 1)
+    assert {place.name for place in listed.world.supervisor.registry.policies} == {"a", "c"}
+    running.cancel()
