@@ -97,6 +97,7 @@ async def test_the_start_waits_until_the_api_server_answers(listed: Listed) -> N
 async def test_the_periodic_list_prunes_what_is_gone_and_a_failed_one_nothing(listed: Listed) -> None:
     apply(listed.world, "a", "b", "c")
     await listed.resync.load()
+    await until(1)  # their first statuses are written: no write tells of the deletion
     listed.world.api.delete(POLICY, key("b"))
     running = asyncio.create_task(listed.resync.run())
     listed.down = True
