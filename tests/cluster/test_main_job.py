@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import urllib.request
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sandbox.operator_process import OperatorProcess
 from sandbox.pgtemplate import SUPERUSER
-from tests.cluster.tenant import Tenant, condition, is_ready, policy
+from tests.cluster.tenant import Json, Tenant, condition, is_ready, policy
 from tests.database import APP_OWNER
 
 
@@ -23,7 +23,13 @@ async def test_h_e_a_tick_really_refreshes_and_is_told(operator: OperatorProcess
         APP_OWNER, "insert into mv_base values (4, 'b', 40); delete from mv_base where id = 1"
     )
 
-    status = tenant.wait("sales", lambda status: condition(status, "Fresh").get("status") == "True", what="fresh")
+    inserted = datetime.now(UTC)
+
+    def is_fresh(status: Json) -> bool:
+        return any(parsed(view["dataAsOf"]) > inserted for view in status.get("views", ()) if "dataAsOf" in view)
+
+    status = tenant.wait("sales", is_fresh, what="fresh as of the change")
+    assert condition(status, "Fresh")["status"] == "True"
     rows = await tenant.database.fetch_as(APP_OWNER, "select id from mv order by id")
     assert [row["id"] for row in rows] == [2, 3, 4]
     (view,) = status["views"]
