@@ -95,7 +95,10 @@ def installed(control_plane: Cluster) -> Cluster:
 
 @pytest.fixture(scope="module")
 def operator(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    """The operator as a process under its own role, for all namespaces. Gone with the module: it would be the rival of others."""
+    """The operator as a process under its own role, for all namespaces.
+
+    Gone with the module: it would be the rival of the operators that other tests start.
+    """
     directory = tmp_path_factory.mktemp("operator")
     with OperatorProcess.start(control_plane=installed, directory=directory) as process:
         process.wait_ready()
