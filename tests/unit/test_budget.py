@@ -97,6 +97,16 @@ async def test_a_raised_limit_lets_all_in_whom_it_has_room_for_at_once() -> None
     assert places.is_empty
 
 
+async def test_nobody_overtakes_who_waits_though_a_limit_was_raised() -> None:
+    places = Places(a=1)
+    holder, first = places.start(A, seconds=10), places.start(A, name="first")
+    await until(1)
+    places.limits[A] = 2  # not told yet
+    second = places.start(A, name="second")
+    await asyncio.gather(holder, first, second)
+    assert [name for _, name in places.began] == ["", "first", "second"]
+
+
 async def test_a_lowered_limit_lets_nobody_in_until_enough_have_left() -> None:
     places = Places(a=3)
     tasks = [places.start(A, name=f"{n}") for n in range(5)]

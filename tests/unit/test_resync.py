@@ -101,9 +101,9 @@ async def test_the_periodic_list_prunes_what_is_gone_and_a_failed_one_nothing(li
     listed.world.api.delete(POLICY, key("b"))
     running = asyncio.create_task(listed.resync.run())
     listed.down = True
-    await until(PERIOD_SECONDS + 1)
+    await until(PERIOD_SECONDS + 5)
     assert len(listed.world.supervisor.registry.policies) == 3
     listed.down = False
-    await until(2 * PERIOD_SECONDS + 1)
+    await until(2 * PERIOD_SECONDS + 5)
     assert {place.name for place in listed.world.supervisor.registry.policies} == {"a", "c"}
     running.cancel()

@@ -213,10 +213,14 @@ async def test_no_place_is_held_while_a_lock_is_waited_for() -> None:
     assert outcomes(await held) == [("a", SUCCESS, None)]
 
 
-async def test_without_a_place_before_the_deadline_a_retry_leaves_it_at_the_held_lock() -> None:
+@pytest.mark.parametrize("request_token", [None, "r1"])
+async def test_without_a_place_before_the_deadline_a_retry_leaves_it_at_the_held_lock(
+    request_token: str | None,
+) -> None:
     runs = Runs()
     runs.executor.held_until["a"] = at(0.3)
-    held = runs.start(runs.policy("one", views=views("a")), scheduled(EPOCH, starting_deadline_seconds=20))
+    slot = Slot(due_at=EPOCH, deadline=at(20), request=request_token)
+    held = runs.start(runs.policy("one", views=views("a")), slot)
     await until(0.2)
     runs.executor.seconds = 100
     hog = runs.start(runs.policy("two", uid=uuid.uuid4(), views=views("c")))
@@ -273,6 +277,17 @@ async def test_a_begun_slots_other_views_and_a_request_wait_as_long_as_it_takes(
     assert outcomes(report) == BOTH_FRESH
     assert report is not None
     assert report.started_at == at(500)  # waiting is not running
+    await hog
+
+
+async def test_a_slot_begun_in_time_runs_its_other_views_even_after_its_deadline() -> None:
+    runs = Runs()
+    running = runs.start(runs.policy())
+    await until(0.05)
+    runs.executor.seconds = 100
+    hog = runs.start(runs.policy("hog", uid=uuid.uuid4(), views=views("c")))  # takes the place between a and b
+    assert outcomes(await running) == BOTH_FRESH
+    assert [(call.at, call.run.view.name) for call in runs.executor.calls][1:] == [(at(0.1), "c"), (at(100.1), "b")]
     await hog
 
 
@@ -444,6 +459,15 @@ async def test_cancelled_on_the_ladder_it_ends_at_once() -> None:
     running.cancel()
     assert await running is None
     assert runs.clock.now() == at(5)
+
+
+async def test_when_the_process_ends_a_held_lock_leaves_its_slot_due() -> None:
+    runs = Runs()
+    runs.executor.held_until["a"] = at(10_000)
+    held = runs.start(runs.policy())
+    await until(5)
+    runs.budget.close()
+    assert await held is None
 
 
 async def test_when_the_process_ends_the_run_in_flight_goes_on_and_no_other_begins() -> None:

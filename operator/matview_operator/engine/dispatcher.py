@@ -79,8 +79,6 @@ class Dispatcher:
     async def drain(self, *, seconds: float) -> None:
         """Take nothing more, let runs end for so long, then cancel them and wait until the server has let go."""
         self._closed = True
-        for lane in self._lanes.values():
-            lane.slot = lane.request = None
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=seconds)
