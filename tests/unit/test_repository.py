@@ -193,6 +193,14 @@ def test_no_file_names_a_folder_of_somebodys_machine() -> None:
     ] == []
 
 
+def test_what_ci_runs_is_a_program_that_bash_can_read() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111 == 0o111
+    assert script.read_text().startswith("#!/usr/bin/env bash\n")
+    assert "set -euo pipefail" in script.read_text()
+    subprocess.run(["bash", "-n", script], check=True, timeout=10)
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_locks_name_versions_and_hashes_and_no_address(lock: str) -> None:
     text = (ROOT / "requirements" / lock).read_text()
