@@ -67,7 +67,7 @@ check: venv ## run every linter and rule, in under a minute
 	run $(BIN)/ruff format --check .; \
 	run $(BIN)/ruff check .; \
 	run $(BIN)/mypy; \
-	run $(BIN)/lint-imports; \
+	run $(BIN)/lint-imports --no-logo; \
 	run $(BIN)/python -m matview_operator.api.crd --check crds; \
 	run $(BIN)/python -m pytest -q tests/unit/test_repository.py tests/unit/test_migration_heads.py; \
 	run $(BIN)/hadolint Dockerfile; \
