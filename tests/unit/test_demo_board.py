@@ -23,16 +23,17 @@ NOW = datetime.now(UTC)
 
 
 def policy(name: str, *, outcome: str = "SUCCESS", reason: str = "", message: str = "") -> Policy:
+    now = datetime.now(UTC)  # the board reads the clock: a constant would age while other tests run
     status: dict[str, Any] = {
         "conditions": [{"type": "Ready", "status": "False" if reason else "True", "reason": reason or "Scheduled"}],
         "schedule": "every 5s",
-        "nextSlotTime": (NOW + timedelta(seconds=60)).isoformat(),
-        "views": [{"dataAsOf": (NOW - timedelta(seconds=200)).isoformat(), "rowsInserted": 12, "rowsDeleted": 3}],
+        "nextSlotTime": (now + timedelta(seconds=60)).isoformat(),
+        "views": [{"dataAsOf": (now - timedelta(seconds=200)).isoformat(), "rowsInserted": 12, "rowsDeleted": 3}],
         "history": [
             {
-                "slotTime": NOW.isoformat(),
+                "slotTime": now.isoformat(),
                 "outcome": outcome,
-                "startedAt": (NOW + timedelta(milliseconds=4)).isoformat(),
+                "startedAt": (now + timedelta(milliseconds=4)).isoformat(),
                 "durationMs": 1234,
                 **({"message": message} if message else {}),
             }
@@ -45,7 +46,7 @@ def policy(name: str, *, outcome: str = "SUCCESS", reason: str = "", message: st
                 "namespace": "tenant-a",
                 "name": name,
                 "generation": 1,
-                "creationTimestamp": NOW.isoformat(),
+                "creationTimestamp": now.isoformat(),
             },
             "spec": {"schedule": {"everySeconds": 5}, "tenantId": str(TENANT.tenant_id)},
             "status": status,
