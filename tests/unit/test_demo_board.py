@@ -117,9 +117,10 @@ def test_what_is_wrong_is_said_by_its_name(reading: Reading) -> None:
 
 
 def test_what_ended_is_news_once() -> None:
-    scene = scene_of(policy("revenue"), readings=[])
+    revenue = policy("revenue")
+    scene = scene_of(revenue, readings=[])
     assert len(scene.ended) == 1
-    assert scene.update([policy("revenue")]) == []
+    assert scene.update([revenue]) == []
     assert outcome_line(scene.ended[0]).endswith("tenant-a/revenue SUCCESS +12 -3 rows in 1.2 s, 4 ms late")
 
 
