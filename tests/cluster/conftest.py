@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.database import Database
 
+REVISION = "0123456789abcdef"
+"""What the operator is told that it was built from."""
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 CLUSTER_VARIABLE = "TEST_CLUSTER"
 _LOG_LINES = 40
@@ -100,7 +102,9 @@ def operator(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
     Gone with the module: it would be the rival of the operators that other tests start.
     """
     directory = tmp_path_factory.mktemp("operator")
-    with OperatorProcess.start(control_plane=installed, directory=directory) as process:
+    with OperatorProcess.start(
+        control_plane=installed, directory=directory, env={"MATVIEW_REVISION": REVISION}
+    ) as process:
         process.wait_ready()
         yield process
 

@@ -10,8 +10,11 @@ from typing import Any
 
 from sandbox.operator_process import OperatorProcess
 from sandbox.pgtemplate import SUPERUSER
+from tests.cluster.conftest import MANIFESTS, REVISION
 from tests.cluster.tenant import Json, Tenant, condition, is_ready, policy
 from tests.database import APP_OWNER
+
+from matview_operator import __version__
 
 
 async def test_h_e_a_tick_really_refreshes_and_is_told(operator: OperatorProcess, tenant: Tenant) -> None:
@@ -156,6 +159,14 @@ async def test_metrics_policy_no_tenant_in_labels_and_series_end_with_the_policy
             break
     else:
         raise AssertionError(text)
+
+
+async def test_evidence_the_metrics_name_the_build_and_ci_its_commit(operator: OperatorProcess) -> None:
+    assert f'matview_build_info{{revision="{REVISION}",version="{__version__}"}} 1.0' in scrape(operator)
+    assert "git rev-parse HEAD" in (MANIFESTS.parent / ".ci" / "run").read_text()
+    dockerfile = (MANIFESTS.parent / "Dockerfile").read_text()
+    assert re.search(r"^ARG REVISION", dockerfile, re.MULTILINE)
+    assert re.search(r"MATVIEW_REVISION=.*\$\{?REVISION", dockerfile)
 
 
 def scrape(operator: OperatorProcess) -> str:
