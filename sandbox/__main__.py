@@ -11,8 +11,6 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from rich.console import Console
-
 from sandbox.environment import write_environment
 from sandbox.errors import SandboxError
 from sandbox.foreground import in_foreground
@@ -22,16 +20,17 @@ from sandbox.processes import free_port
 from sandbox.reference import OWNER_ROLE
 from sandbox.stack import SAMPLES, Stack, running_stack
 from sandbox.steps import Steps
+from sandbox.terminal import Terminal
 from sandbox.workspace import ROOT, Workspace
 
 
 class _Sandbox:
     """One sandbox from its start to its end. `run` is called once."""
 
-    def __init__(self, *, folder: Path, console: Console) -> None:
+    def __init__(self, *, folder: Path, terminal: Terminal) -> None:
         self._folder = folder
         self._environment = folder / "env"
-        self._console = console
+        self._terminal = terminal
         self.was_up = False
 
     async def run(self) -> None:
@@ -39,7 +38,7 @@ class _Sandbox:
         workspace = Workspace.claim_only("sandbox", root=self._folder)
         try:
             async with AsyncExitStack() as exits:
-                with Steps(self._console) as steps:
+                with Steps(self._terminal) as steps:
                     stack = await exits.enter_async_context(
                         running_stack(workspace.path, with_operator=False, steps=steps)
                     )
@@ -49,10 +48,6 @@ class _Sandbox:
                 await asyncio.Event().wait()
         finally:
             await to_the_end(workspace.release)
-
-    def say(self, text: str) -> None:
-        """Print as it is."""
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def _tell(self, stack: Stack, *, folder: Path) -> None:
         write_environment(
@@ -67,7 +62,7 @@ class _Sandbox:
         account = stack.control_plane.service_account_kubeconfig(
             namespace=NAMESPACE, name=SERVICE_ACCOUNT, path=folder / "operator" / "kubeconfig"
         )
-        self.say(
+        self._terminal.say(
             f"\n{self._environment}:\n\n{self._environment.read_text()}\n"
             "In another terminal:\n\n"
             f"source {shlex.quote(str(self._environment))}\n\n"
@@ -83,21 +78,21 @@ class _Sandbox:
 def main() -> int:
     """Run the sandbox and return its exit code."""
     interrupt_on_signals()
-    console = Console()
+    terminal = Terminal()
     folder = Path(sys.argv[1]).absolute() if sys.argv[1:] else ROOT
-    sandbox = _Sandbox(folder=folder, console=console)
+    sandbox = _Sandbox(folder=folder, terminal=terminal)
     try:
         in_foreground(
             sandbox.run,
             what="The sandbox",
-            on_signal=lambda: sandbox.say("\nStopping and cleaning up…"),
-            console=console,
+            on_signal=lambda: terminal.say("\nStopping and cleaning up…"),
+            terminal=terminal,
         )
     except SandboxError as error:
         print(error, file=sys.stderr)
         return 1
     except Interrupted as interrupted:
-        sandbox.say("Stopped: no process, port or file of the sandbox is left.")
+        terminal.say("Stopped: no process, port or file of the sandbox is left.")
         # Being interrupted is how it is meant to end; before it was up, it is not.
         return 0 if sandbox.was_up else interrupted.exit_code
     return 0

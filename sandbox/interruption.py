@@ -59,9 +59,10 @@ async def until_signalled(
         loop.add_signal_handler(number, receive, number)
     try:
         return await task
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Exception) as error:
+        # Ctrl-C on a terminal reaches our commands too, and one that it ended may have failed before we were told.
         if seen:
-            raise Interrupted(seen[0]) from None
+            raise Interrupted(seen[0]) from error
         raise
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from rich.console import Console
+    from sandbox.terminal import Terminal
 
 
 @dataclass(slots=True)
@@ -28,11 +28,10 @@ class Step:
 class Steps:
     """Shows steps, also several at once and from several threads."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        on_terminal = console.file.isatty() and not console.is_dumb_terminal
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._spinners = Progress(*columns, console=console, transient=True) if on_terminal else None
+        self._spinners = Progress(*columns, console=terminal, transient=True) if terminal.is_live else None
 
     def __enter__(self) -> Self:
         if self._spinners:
@@ -57,4 +56,4 @@ class Steps:
             if self._spinners and task is not None:
                 self._spinners.remove_task(task)
         seconds = f" ({time.monotonic() - began:.1f} s)"
-        self._console.print(Text.assemble(("✓ ", "green"), step.result, (seconds, "dim")), soft_wrap=True)
+        self._terminal.print(Text.assemble(("✓ ", "green"), step.result, (seconds, "dim")), soft_wrap=True)

@@ -11,8 +11,6 @@ import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from sandbox.demo.hints import commands, source_command, write_files
 from sandbox.demo.show import Show
 from sandbox.demo.summary import summary_table, totals, verdict
@@ -23,6 +21,7 @@ from sandbox.interruption import Interrupted, interrupt_on_signals, to_the_end
 from sandbox.reference import OWNER_ROLE
 from sandbox.stack import apply_samples, longest_interval, running_stack
 from sandbox.steps import Steps
+from sandbox.terminal import Terminal
 from sandbox.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ SECONDS_VARIABLE = "DEMO_SECONDS"
 class _Demo:
     """One demo from its start to its end. `run` is called once."""
 
-    def __init__(self, *, console: Console, seconds: float | None) -> None:
-        self._console = console
+    def __init__(self, *, terminal: Terminal, seconds: float | None) -> None:
+        self._terminal = terminal
         self._seconds = seconds
         self._show: Show | None = None
         self._commands = ""
@@ -58,13 +57,13 @@ class _Demo:
         finally:
             await to_the_end(lambda: workspace.release(keep_logs=keep_logs))
             if keep_logs:
-                self.say(f"The servers' logs are in {workspace.path} until the next demo.")
+                self._terminal.say(f"The servers' logs are in {workspace.path} until the next demo.")
 
     async def _run_in(self, folder: Path) -> bool:
         environment = folder / "env"
         self._commands = commands(environment)
         async with AsyncExitStack() as exits:
-            with Steps(self._console) as steps:
+            with Steps(self._terminal) as steps:
                 stack = await exits.enter_async_context(running_stack(folder, with_operator=True, steps=steps))
                 with steps.step("Applying the tenants' databases and policies") as step:
                     await apply_samples(stack.control_plane)
@@ -72,12 +71,12 @@ class _Demo:
             write_files(folder)
             assert stack.operator is not None
             _write_environment(environment, stack=stack, operator=stack.operator)
-            self.say(f"\nIn another terminal: {source_command(environment)}\n")
+            self._terminal.say(f"\nIn another terminal: {source_command(environment)}\n")
             hints = f"\nWhat to try next, in another terminal:\n\n{self._commands}"
-            self._show = Show(stack=stack, operator=stack.operator, console=self._console, hints=hints)
+            self._show = Show(stack=stack, operator=stack.operator, terminal=self._terminal, hints=hints)
             lines = await self._show.run(self._seconds)
-        self._console.print(summary_table(lines))
-        self.say(verdict(lines))
+        self._terminal.print(summary_table(lines))
+        self._terminal.say(verdict(lines))
         return all(line.good for line in lines)
 
     @property
@@ -88,31 +87,27 @@ class _Demo:
     def say_farewell(self) -> None:
         """After Ctrl-C, when everything is cleaned up: what was done, and what to try next."""
         if self._show is not None:
-            self.say(totals(self._show.accounts()))
-        self.say("Stopped: no process, port or file of the demo is left.")
+            self._terminal.say(totals(self._show.accounts()))
+        self._terminal.say("Stopped: no process, port or file of the demo is left.")
         if self._commands:
-            self.say(f"\nWhat to try next: run make demo again, and in another terminal\n\n{self._commands}")
+            self._terminal.say(f"\nWhat to try next: run make demo again, and in another terminal\n\n{self._commands}")
 
     def say_stopping(self) -> None:
         """After the first signal."""
         if self._show is None:
-            self.say("\nStopping what has started and cleaning up…")
+            self._terminal.say("\nStopping what has started and cleaning up…")
         else:
             self._show.say_goodbye()
-
-    def say(self, text: str) -> None:
-        """Print as it is."""
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> int:
     """Run the demo and return its exit code."""
     interrupt_on_signals()
-    console = Console()
+    terminal = Terminal()
     demo: _Demo | None = None
     try:
-        demo = _Demo(console=console, seconds=_seconds())
-        good = in_foreground(demo.run, what="The demo", on_signal=demo.say_stopping, console=console)
+        demo = _Demo(terminal=terminal, seconds=_seconds())
+        good = in_foreground(demo.run, what="The demo", on_signal=demo.say_stopping, terminal=terminal)
     except SandboxError as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import aiohttp
+import asyncpg
 from rich.live import Live
 
 from sandbox.demo.board import Board
@@ -21,11 +22,10 @@ from sandbox.demo.writer import Writer
 from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sandbox.demo.policies import Policy
     from sandbox.operator_process import OperatorProcess
     from sandbox.stack import Stack
+    from sandbox.terminal import Terminal
 
 _LOOK_SECONDS = 0.5
 _FRAMES_PER_SECOND = 4
@@ -39,15 +39,14 @@ _API_SILENCE_SECONDS = 15
 class Show:
     """One performance on a running stack whose policies are applied."""
 
-    def __init__(self, *, stack: Stack, operator: OperatorProcess, console: Console, hints: str) -> None:
+    def __init__(self, *, stack: Stack, operator: OperatorProcess, terminal: Terminal, hints: str) -> None:
         self._stack = stack
         self._operator = operator
-        self._console = console
+        self._terminal = terminal
         self._hints = hints
         self._readings = Readings(stack.analytics)
         self._writer = Writer(stack.analytics)
         self._tally = Tally()
-        self._on_terminal = console.file.isatty() and not console.is_dumb_terminal
         self._answered_at = time.monotonic()
         self._scene = Scene(
             tenants={str(tenant.tenant_id): tenant.name for tenant in stack.analytics.tenants},
@@ -57,19 +56,23 @@ class Show:
     async def run(self, seconds: float | None) -> tuple[Line, ...]:
         """Perform for so long, or until cancelled; return each policy's account.
 
-        Raises SandboxError when the operator ends or the API server does not answer for 15 s.
+        Raises SandboxError when the operator or PostgreSQL ends, or the API server does not answer for 15 s.
         """
         self._scene.seconds_in_all = seconds
         async with AsyncExitStack() as exits:
             reader = await exits.enter_async_context(PolicyReader(self._stack.control_plane.kubeconfig))
             await exits.enter_async_context(self._readings)
-            if self._on_terminal:
+            if self._terminal.is_live:
                 exits.enter_context(
-                    Live(Board(self._scene), console=self._console, refresh_per_second=_FRAMES_PER_SECOND)
+                    Live(Board(self._scene), console=self._terminal, refresh_per_second=_FRAMES_PER_SECOND)
                 )
             writing = asyncio.create_task(self._writer.run())
             exits.callback(writing.cancel)
-            await self._perform(reader, seconds=seconds, writing=writing)
+            try:
+                await self._perform(reader, seconds=seconds, writing=writing)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError) as error:
+                raise SandboxError(f"PostgreSQL has failed the application: {error}") from error
+            self._scene.help = "The end: waiting for what is still running."
             await self._settle(reader)
         return self.accounts()
 
@@ -91,13 +94,13 @@ class Show:
             await self._read()
             now = time.monotonic()
             self._scene.seconds = now - began
-            if not self._on_terminal and now - told_readings >= _READINGS_EVERY_SECONDS:
+            if not self._terminal.is_live and now - told_readings >= _READINGS_EVERY_SECONDS:
                 told_readings = now
                 for reading in self._readings.all:
-                    self._say(reading_line(reading))
+                    self._terminal.say(reading_line(reading))
             if not told_hints and now - began >= _HINTS_AFTER_SECONDS:
                 told_hints = True
-                self._say(self._hints)
+                self._terminal.say(self._hints)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _settle(self, reader: PolicyReader) -> None:
@@ -118,15 +121,12 @@ class Show:
             return self._scene.policies
         self._answered_at = time.monotonic()
         for ended in self._scene.update(policies):
-            if not self._on_terminal:
-                self._say(outcome_line(ended))
+            if not self._terminal.is_live:
+                self._terminal.say(outcome_line(ended))
         return policies
 
     async def _read(self) -> None:
         self._scene.rows_written = self._writer.rows
         for reading in await self._readings.sample():
-            if not self._on_terminal:
-                self._say(before_and_after(reading))
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+            if not self._terminal.is_live:
+                self._terminal.say(before_and_after(reading))

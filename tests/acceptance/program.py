@@ -130,6 +130,12 @@ class Program:
         self._watch()
         self._process.send_signal(wanted)
 
+    def send_to(self, pid: int, wanted: signal.Signals) -> None:
+        """Send a signal to one of the processes that it started."""
+        self._watch()
+        assert pid in self._seen
+        os.kill(pid, wanted)
+
     def press_ctrl_c(self) -> None:
         """Press Ctrl-C on its terminal, which sends SIGINT to all that run in the foreground there."""
         assert self._terminal is not None

@@ -273,6 +273,26 @@ def test_a_signal_while_the_control_plane_is_built_leaves_no_compiler(tmp_path: 
         assert demo.processes >= 2
 
 
+def test_an_operator_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> None:
+    with Program(DEMO, folder=tmp_path) as demo:
+        demo.wait_for("In another terminal")
+        found = re.search(r"Operator, process (\d+),", demo.output)
+        assert found is not None
+        demo.send_to(int(found[1]), signal.SIGKILL)
+        assert demo.wait() == 1, demo.output
+        assert "The operator has ended. The end of its log:\n" in demo.output
+        assert '"action": ' in demo.output
+        assert demo.leftovers() == []
+
+
+def test_a_reader_who_leaves_ends_the_demo(tmp_path: Path) -> None:
+    with Program(["sh", "-c", f"{shlex.join(DEMO)} | head -n 4"], folder=tmp_path) as demo:
+        demo.wait()
+        assert "Nobody reads the output any more: everything was stopped and cleaned up." in demo.output
+        assert "Traceback" not in demo.output
+        assert demo.leftovers() == []
+
+
 @pytest.mark.parametrize("seconds", ["5", "20", "soon", "-1", "30.5"])
 def test_a_demo_too_short_to_see_every_policy_is_refused_at_once(tmp_path: Path, seconds: str) -> None:
     with Program(DEMO, folder=tmp_path, env={"DEMO_SECONDS": seconds}) as demo:
