@@ -91,6 +91,8 @@ async def test_a_slot_that_takes_too_long_supersedes_its_followers_and_the_newes
         assert world.metrics.missed == {place: 2}
         assert world.api.status(place)["missedSlots"] == 2
         assert world.executor.most_at_once["all"] == 1
+        await until(400)
+        assert world.api.status(place)["missedSlots"] == world.metrics.missed[place] == 4
 
 
 async def test_a_waiting_slot_past_its_deadline_is_missed_and_said_so() -> None:
@@ -443,6 +445,17 @@ async def test_a_recovered_server_is_seen_at_the_first_fresh_slot_by_policy_and_
         await until(65)
         assert world.condition(place, "Ready") == ("True", "Scheduled")
         assert world.condition(database, "Ready", of="MatviewDatabase") == ("True", "Connected")
+
+
+async def test_a_check_that_fails_though_the_slots_are_fresh_does_not_flap() -> None:
+    async with World() as world:
+        world.database()
+        world.inspector.answers["mv"] = Problem(RefreshReason.PERMISSION_DENIED, "GRANT it")
+        place = world.policy()
+        await until(200)
+        assert world.condition(place, "Fresh") == ("True", "Refreshed")
+        assert world.condition(place, "Ready") == ("False", "PermissionDenied")
+        assert world.events.of(place) == [("Warning", "PermissionDenied"), ("Normal", "Refreshed")]
 
 
 async def test_queue_depth_counts_what_is_due_and_waits() -> None:

@@ -129,6 +129,23 @@ async def test_what_a_slot_in_flight_tells_is_not_lost_when_the_policy_changes_m
         assert world.executor.views == ["a", "b", "b"]  # the slot that waited runs as the policy is now
 
 
+async def test_a_slot_that_waits_for_a_place_runs_as_its_policy_is_by_then_if_the_slot_is_still_its() -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 1})
+        world.policy("a", startingDeadlineSeconds=1000)  # has the place
+        world.policy("changed", startingDeadlineSeconds=1000)
+        world.policy("moved", startingDeadlineSeconds=1000)
+        world.executor.seconds = 10
+        await until(35)
+        world.policy("changed", views=[{"name": "new"}], startingDeadlineSeconds=1000)
+        world.policy("moved", schedule={"everySeconds": 3600}, startingDeadlineSeconds=1000)
+        await until(59)
+        assert [(call.run.due_at, str(call.run.view)) for call in world.executor.calls] == [
+            (at(30), "a"),
+            (at(30), "new"),
+        ]
+
+
 async def test_an_invalid_change_meanwhile_erases_no_history() -> None:
     async with World() as world:
         world.database()
@@ -339,6 +356,7 @@ async def test_a_successor_whose_predecessors_deletion_was_lost_takes_its_place(
         await until(36)
         assert world.executor.cancelled == ["mv"]
         assert world.metrics.gone == [place]
+        assert world.api.status(place).get("history", []) == []  # what was interrupted was the predecessor's
         await until(100)
         assert len(world.supervisor.registry.resource_versions) == 2
 

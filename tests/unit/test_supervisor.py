@@ -10,6 +10,9 @@ import pytest
 from tests.unit.ports import at
 from tests.unit.world import World, key, until
 
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.errors import Problem
+
 pytestmark = pytest.mark.looptime(noop_cycles=3)
 
 POLICIES = 1000
@@ -44,17 +47,20 @@ async def test_a_restart_repeats_no_condition_and_no_event_of_policies_in_troubl
     world.policy("nowhere", databaseRef={"name": "nowhere"})
     world.policy("invalid", schedule={"cron": "99 * * * *"})
     world.policy("suspended", suspend=True)
-    world.policy("asked")
+    world.inspector.answers["typo"] = Problem(RefreshReason.VIEW_NOT_FOUND, "There is no typo.")
+    world.policy("typo", suspend=True)
     await until(100)
     assert world.condition(key("nowhere"), "Ready") == ("False", "DatabaseNotFound")
     assert world.known(key("nowhere")).status.consecutive_failures == 3
     await world.crash()
     before = len(world.api.writes)
-    world.api.annotate(key("nowhere"), "r1")  # it is worked on before the first preflight has spoken
+    for name in ("nowhere", "typo"):
+        world.api.annotate(key(name), "r1")  # they are worked on before the first preflight has spoken
     async with World(former=world) as again:
         await until(119)
-        assert again.events.all == []
-        assert {ref.key.name for _, ref, _ in again.api.writes[before:]} == {"nowhere"}
+        assert [said.reason for _, _, said in again.events.all] == ["Refreshed"]  # typo's request, against all odds
+        assert {ref.key.name for _, ref, _ in again.api.writes[before:]} == {"nowhere", "typo"}
+        assert again.condition(key("typo"), "Ready") == ("False", "ViewNotFound")
 
 
 async def test_loops_are_healthy_while_they_run_and_not_before() -> None:

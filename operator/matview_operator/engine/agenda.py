@@ -159,10 +159,7 @@ class Agenda:
             policy.missed += count - 1
             self._metrics.slots_missed(policy.key, count - 1)
         slot = scheduled(newest, starting_deadline_seconds=policy.spec.starting_deadline_seconds)
-        if self._clock.now() > slot.deadline:
-            self._late(policy.key, slot)
-        else:
-            self.dispatcher.submit(policy.key, slot)
+        self.dispatcher.submit(policy.key, slot)
 
     async def _work(self, key: Key, slot: Slot) -> None:
         policy = self._registry.policies.get(key)
@@ -213,15 +210,11 @@ class Agenda:
         spec = policy.spec or begun_as.spec
         assert spec is not None  # else it would not have begun
         status = for_views(after_slot(status, report, history_limit=spec.history_limit), views_of(spec))
-        recovered = False
-        if report.fresh and policy is begun_as:
-            recovered = policy.problem is not None
-            policy.problem, policy.is_judged = None, True
         self._publish(policy, status, fresh=fresh_after(report))
+        recovered = report.fresh and policy.problem is not None
         if (recovered or (report.failed and status.consecutive_failures == 1)) and policy.database_key is not None:
-            # Find out now, not at the next period, whether it needs a person, or whether the database is well again.
+            # Find out now, not at the next period, whether all is well again, or whether it needs a person.
             self._preflights.ask(policy.database_key, [policy.key])
-        self.consider_request(policy)
 
     def _superseded(self, key: Key, _slot: Slot) -> None:
         policy = self._registry.policies.get(key)
