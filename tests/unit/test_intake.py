@@ -9,6 +9,8 @@ import pytest
 from tests.unit.ports import EPOCH, at
 from tests.unit.world import DATABASE, POLICY, World, key, policy_spec, until
 
+from matview_operator.engine.ports import ApiUnavailable
+
 pytestmark = pytest.mark.looptime(noop_cycles=3)
 
 
@@ -327,6 +329,19 @@ async def test_a_deleted_policy_is_forgotten_at_once_and_its_run_is_stopped() ->
         registry = world.supervisor.registry
         assert (registry.policies, registry._by_view, registry._by_database) == ({}, {}, {})
         assert len(registry.resource_versions) == 1  # the database's
+
+
+async def test_a_policy_deleted_in_an_outage_of_writes_leaves_no_document_behind() -> None:
+    async with World() as world:
+        world.database()
+        place = world.policy()
+        await until(1)
+        world.api.outage = ApiUnavailable("down")
+        await until(31)
+        assert world.supervisor.reporter.pending == 1
+        world.api.delete(POLICY, place)
+        await until(31.5)
+        assert world.supervisor.reporter.pending == 0
 
 
 async def test_a_policy_that_is_applied_again_is_a_new_one() -> None:

@@ -85,6 +85,9 @@ async def test_views_that_readers_must_wait_for_are_noted_and_warned_of_once() -
         await until(700)
         assert world.events.of(place).count(("Warning", "BlockingRefresh")) == 1
         assert ("Normal", "Scheduled") not in world.events.of(place)
+        world.inspector.answers.clear()
+        await until(1000)
+        assert world.condition(place, "Ready") == ("True", "Scheduled")
 
 
 async def test_a_server_that_cannot_be_used_is_said_by_database_and_policies() -> None:

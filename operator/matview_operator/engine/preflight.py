@@ -116,7 +116,7 @@ class Preflights:
             if self._registry.policies.get(policy.key) is not policy:
                 continue  # changed or gone meanwhile; the change has asked again
             policy.problem = self._own_problem(policy) or problem
-            policy.note, policy.is_judged = None, True
+            policy.is_judged = True
             if policy.problem is None and inspection is not None:
                 policy.problem, policy.note = _judge(checks[policy.key], inspection)
             self._judged(policy)
