@@ -151,7 +151,7 @@ async def test_events_are_made_of_transitions_when_they_are_known_not_when_they_
 
 async def test_an_outage_of_hours_costs_one_document_per_object_and_ends_with_the_newest() -> None:
     reported = Reported()
-    policies = [reported.policy(f"p{number}") for number in range(20)]
+    policies = [reported.policy(f"p{number}") for number in range(6)]
     reported.api.outage = ApiUnavailable("out of reach")
     async with reported.running():
         for minute in range(180):
