@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,17 @@ def test_a_line_is_one_json_object_with_all_its_fields(capsys: pytest.CaptureFix
     assert line == {"level": "INFO", "logger": "matview_operator.test", "message": "FAILED mv"} | fields
 
 
+@pytest.fixture
+def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose local time is not UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_elsewhere")
 def test_times_are_utc_and_sort_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(Settings())
     record = log.makeRecord(log.name, logging.INFO, "", 0, "then", (), None)

@@ -235,6 +235,19 @@ async def test_what_was_forgotten_while_it_waited_is_not_written() -> None:
     assert reported.api.attempts == []
 
 
+async def test_what_is_forgotten_in_the_middle_of_a_conflict_is_not_remembered() -> None:
+    reported = Reported()
+    policy = reported.policy()
+    reported.api.put(POLICY, policy.key, policy_spec("mv", suspend=True))
+    async with reported.running():
+        reported.say(policy, 30)
+        await until(0.005)
+        reported.forget(policy.ref)
+        await until(10)
+    assert reported.registry.resource_versions == {}
+    assert reported.api.writes == []
+
+
 async def test_a_conflict_is_written_again_on_the_version_of_now() -> None:
     reported = Reported()
     policy = reported.policy()
