@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Iterator
 from datetime import datetime
@@ -103,6 +104,9 @@ class _Operator:
         configure(settings)
         self._supervisor.start()
         await self._resync.load()
+        # What was loaded lives as long as the process: walking 5,000 policies again and again stops all for 0.2 s.
+        gc.collect()
+        gc.freeze()
         self._loaded = True
         self._background = [asyncio.create_task(self._events.run()), asyncio.create_task(self._resync.run())]
 
