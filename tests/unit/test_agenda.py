@@ -255,6 +255,63 @@ async def test_a_suspended_database_stops_all_its_policies_and_resumed_it_goes_o
         assert world.metrics.missed == {}
 
 
+async def test_suspending_a_database_stops_its_runs_at_once_and_the_status_says_why() -> None:
+    async with World() as world:
+        database = world.database()
+        place = world.policy(views=[{"name": "a"}, {"name": "b"}], startingDeadlineSeconds=1000)
+        world.database("other")
+        world.policy("c", databaseRef={"name": "other"})
+        world.executor.seconds = 25
+        await until(40)
+        world.database(suspend=True)
+        await until(41)
+        assert world.executor.cancelled == ["a"]
+        status = world.api.status(place)
+        assert {(view["outcome"], view["reason"]) for view in status["views"]} == {("INTERRUPTED", "DatabaseSuspended")}
+        assert "stopped" in status["views"][0]["message"]
+        assert (status["consecutiveFailures"], status["lastSlotTime"]) == (0, "2026-11-22T12:00:30Z")
+        assert [view["consecutiveFailures"] for view in status["views"]] == [0, 0]
+        assert world.condition(place, "Fresh") == ("False", "DatabaseSuspended")
+        assert world.condition(database, "Ready", of="MatviewDatabase") == ("True", "Suspended")
+        world.database()
+        await until(59)
+        assert sorted(world.executor.views) == ["a", "c"]
+        await until(84)
+        assert sorted(world.executor.views) == ["a", "a", "c", "c"]
+        assert world.metrics.missed == {}
+
+
+async def test_suspending_a_database_drops_what_waits_for_a_place_and_answers_requests() -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 1})
+        world.policy("hog", startingDeadlineSeconds=1000)
+        waiting = world.policy("waiting", startingDeadlineSeconds=1000)
+        asked = world.policy("asked", schedule={"cron": "0 0 1 1 *"})
+        world.executor.seconds = 20
+        await until(32)
+        world.api.annotate(asked, "r1")
+        await until(33)
+        world.database(limits={"maxConcurrentRefreshes": 1}, suspend=True)
+        await until(34)
+        assert world.executor.cancelled == ["hog"]
+        assert world.executor.views == ["hog"]
+        assert "lastSlotTime" not in world.api.status(waiting)
+        answer = world.api.status(asked)
+        assert (answer["lastHandledRequest"], answer["views"][0]["reason"]) == ("r1", "DatabaseSuspended")
+
+
+async def test_a_request_that_comes_in_the_moment_of_the_suspension_is_answered_too() -> None:
+    async with World() as world:
+        world.database()
+        place = world.policy(schedule={"cron": "0 0 1 1 *"})
+        await until(1)
+        world.api.annotate(place, "r1")
+        world.database(suspend=True)
+        await until(2)
+        answer = world.api.status(place)
+        assert (answer["lastHandledRequest"], answer["views"][0]["reason"]) == ("r1", "DatabaseSuspended")
+
+
 async def test_a_policy_moved_away_from_a_suspended_database_owes_nothing_either() -> None:
     async with World() as world:
         world.database(suspend=True)

@@ -70,7 +70,8 @@ class MatviewDatabaseSpec(Model):
     """Bounds for every refresh on this database, whichever policy asks for it."""
     suspend: bool = False
     """Whether to leave this database alone altogether: no scheduled refreshes, no requested ones, no checks.
-    Slots that become due meanwhile are missed. Refreshes that already run are finished."""
+    Slots that become due meanwhile are missed. Refreshes that run at that moment are stopped on the server
+    within a second, and their views keep their old rows."""
 
 
 class ServerStatus(Model):

@@ -13,6 +13,7 @@ from matview_operator.domain.run import SlotId, request_id, slot_id
 from matview_operator.domain.view import ViewName
 
 _FRESH = frozenset({RefreshOutcome.SUCCESS, RefreshOutcome.SKIPPED_COVERED, RefreshOutcome.SKIPPED_UNCHANGED})
+_OUR_OWN_STOPS = frozenset({RefreshReason.SHUTDOWN, RefreshReason.DATABASE_SUSPENDED})
 _TOKEN = re.compile(r"[!-~]{1,128}")
 _FROM_WORST = (
     RefreshOutcome.FAILED,
@@ -87,6 +88,11 @@ class SlotReport:
         return any(result.error_type is RefreshReason.SHUTDOWN for _, result in self.results)
 
     @property
+    def broken_off(self) -> bool:
+        """Whether we ourselves ended it, which is no failure: by shutdown, or because its database was suspended."""
+        return any(is_stopped(result) for _, result in self.results)
+
+    @property
     def lock_held(self) -> bool:
         """Whether a view's lock was held until the slot's deadline."""
         return any(result.outcome is RefreshOutcome.SKIPPED_LOCK_HELD for _, result in self.results)
@@ -95,6 +101,11 @@ class SlotReport:
     def fresh(self) -> bool:
         """Whether every view is known to be current as of this slot."""
         return all(is_fresh(result.outcome) for _, result in self.results)
+
+
+def is_stopped(result: RefreshResult) -> bool:
+    """Whether we ourselves stopped this run: by shutdown, or because its database was suspended."""
+    return result.outcome is RefreshOutcome.INTERRUPTED and result.error_type in _OUR_OWN_STOPS
 
 
 def is_fresh(outcome: RefreshOutcome) -> bool:

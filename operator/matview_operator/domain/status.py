@@ -24,7 +24,7 @@ from matview_operator.domain.conditions import (
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import FAILURES, RefreshResult
 from matview_operator.domain.schedule import Timetable
-from matview_operator.domain.slot import SlotReport, is_fresh
+from matview_operator.domain.slot import SlotReport, is_fresh, is_stopped
 from matview_operator.domain.view import ViewName
 
 _NOT_YET_RUN = Statement(FRESH, "Unknown", "NotYetRun", "No slot has ended yet; the first is at status.nextSlotTime.")
@@ -73,7 +73,7 @@ def after_slot(
         message=worst.error_message,
         correlation_id=report.correlation_id,
     )
-    failed = report.failed > 0 and not report.stopped
+    failed = report.failed > 0 and not report.broken_off
     changes: dict[str, object] = {
         "views": views,
         "history": (entry, *status.history)[:history_limit],
@@ -192,7 +192,7 @@ _REASONS = frozenset(reason.value for reason in RefreshReason)
 
 def _view_status(former: ViewStatus | None, view: ViewName, result: RefreshResult) -> ViewStatus:
     failures = 0 if former is None else former.consecutive_failures or 0
-    if result.outcome in FAILURES and result.error_type is not RefreshReason.SHUTDOWN:
+    if result.outcome in FAILURES and not is_stopped(result):
         failures += 1
     elif is_fresh(result.outcome):
         failures = 0

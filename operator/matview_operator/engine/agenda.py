@@ -89,6 +89,10 @@ class Agenda:
         policy.taken_until = max(policy.taken_until, self._clock.now())
         self.dispatcher.forget_slot(policy.key)
 
+    def stop(self, policy: Policy) -> None:
+        """Stop what runs, on the server too, because its database is suspended; its status will say so."""
+        self.dispatcher.stop(policy.key)
+
     def consider_request(self, policy: Policy) -> None:
         """Run the newest unseen token once; it is echoed in status.lastHandledRequest when all views have ended."""
         token = policy.request

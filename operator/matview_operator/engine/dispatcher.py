@@ -18,6 +18,8 @@ class _Lane:
     """What one policy has in flight and waiting."""
 
     task: asyncio.Task[None] | None = None
+    begun: bool = False
+    """Whether the task has had its first turn."""
     slot: Slot | None = None
     request: Slot | None = None
 
@@ -68,6 +70,15 @@ class Dispatcher:
         if key in self._lanes:
             self._lanes[key].slot = None
 
+    def stop(self, key: Key) -> None:
+        """Cancel the run in flight, on the server too; its report says what was interrupted.
+
+        One that has not begun finds out by itself that it may not, and answers its request.
+        """
+        lane = self._lanes.get(key)
+        if lane is not None and lane.task is not None and lane.begun:
+            lane.task.cancel()
+
     def forget(self, key: Key) -> None:
         """Drop everything of a deleted policy; a run in flight is cancelled, on the server too."""
         lane = self._lanes.pop(key, None)
@@ -98,12 +109,14 @@ class Dispatcher:
                 if self._clock.now() > slot.deadline:
                     self._late(key, slot)
                     continue
-            lane.task = asyncio.create_task(self._run(key, slot), name=f"slot {key} {slot.id}")
+            lane.begun = False
+            lane.task = asyncio.create_task(self._run(key, lane, slot), name=f"slot {key} {slot.id}")
             lane.task.add_done_callback(lambda task: self._ended(key, lane, task))
         if lane.task is None:
             self._lanes.pop(key, None)
 
-    async def _run(self, key: Key, slot: Slot) -> None:
+    async def _run(self, key: Key, lane: _Lane, slot: Slot) -> None:
+        lane.begun = True
         await self._work(key, slot)
 
     def _ended(self, key: Key, lane: _Lane, task: asyncio.Task[None]) -> None:

@@ -88,11 +88,14 @@ class Intake:
         self._registry.databases[database.ref.key] = database
         self._supervisor.budget.limit_changed(database.ref.key)
         resumed = former is not None and former.spec is not None and former.spec.suspend
+        suspended = database.spec is not None and database.spec.suspend
         policies = self._registry.policies_of(database.ref.key)
         for policy in policies:
             if resumed:
                 self._supervisor.agenda.resume(policy)
             self._supervisor.agenda.schedule(policy)
+            if suspended:
+                self._supervisor.agenda.stop(policy)
         self._supervisor.preflights.ask(database.ref.key, [policy.key for policy in policies])
 
     def database_gone(self, body: object) -> None:

@@ -15,7 +15,7 @@ from matview_operator.domain.errors import MatviewError, Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.run import Run
-from matview_operator.domain.slot import Slot, SlotReport
+from matview_operator.domain.slot import Slot, SlotReport, is_stopped
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
@@ -69,7 +69,12 @@ class SlotRunner:
                 ended.append(await self._refresh(policy, spec, view, slot, first=not ended))
         except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
-            ended += [told for told in stop.args if isinstance(told, RefreshResult)]
+            told = [result for result in stop.args if isinstance(result, RefreshResult)]
+            suspended = self._suspended(policy)
+            if suspended is not None:
+                rest = suspended
+                told = [_because(suspended, result) for result in told]
+            ended += told
             if not ended:
                 return None
         except Exception as error:
@@ -136,6 +141,16 @@ class SlotRunner:
             raise Problem(RefreshReason.INVALID_SPEC, too_long[0])
         return database
 
+    def _suspended(self, policy: Policy) -> Problem | None:
+        """Why a run was cancelled, if it was not for the process's end."""
+        key = policy.database_key
+        assert key is not None  # the policy has a spec
+        try:
+            usable(self._registry.databases.get(key), key)
+        except Problem as problem:
+            return problem if problem.reason is RefreshReason.DATABASE_SUSPENDED else None
+        return None
+
     def _run_of(self, policy: Policy, spec: MatviewRefreshPolicySpec, view: ViewSpec, slot: Slot) -> Run:
         named = self._registry.databases.get(policy.database_key) if policy.database_key else None
         database = None if named is None else named.spec
@@ -163,3 +178,10 @@ class SlotRunner:
             reason=problem.reason,
             message=problem.message,
         )
+
+
+def _because(suspended: Problem, result: RefreshResult) -> RefreshResult:
+    if not is_stopped(result):
+        return result
+    message = f"{suspended.message} The run was stopped on the server; the old rows stay."
+    return result.model_copy(update={"error_type": suspended.reason, "error_message": message})
