@@ -58,7 +58,10 @@ run-tests:
 	  cluster) echo "== tests/cluster: kube-apiserver and etcd, PostgreSQL, the operator as a process" ;; \
 	  acceptance) echo "== tests/acceptance: demo, command line and packages, from end to end" ;; \
 	esac
-	@$(BIN)/python -m pytest -q tests/$(FOLDER) $(PYTEST)
+	@# Two at a time where tests mostly wait for servers; each of the two has its own.
+	@$(BIN)/python -m pytest -q tests/$(FOLDER) \
+	  $(if $(filter postgres,$(FOLDER)),-n 2 --dist worksteal,$(if $(filter cluster,$(FOLDER)),-n 2 --dist loadfile)) \
+	  $(PYTEST)
 
 .PHONY: check
 check: venv ## run every linter and rule, in under a minute
