@@ -88,6 +88,13 @@ OUT_OF_BOUNDS: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewDatabase", {"secretRef": {"name": "../x"}}, "spec.secretRef.name"),
     ("MatviewDatabase", {"secretRef": {"name": "UPPER"}}, "spec.secretRef.name"),
     ("MatviewDatabase", {"secretRef": {"name": "s" * 300}}, "spec.secretRef.name: Too long"),
+    ("MatviewDatabase", {"caRef": {"name": "../x"}}, "spec.caRef.name"),
+    ("MatviewDatabase", {"caRef": {"name": "a/b"}}, "spec.caRef.name"),
+    ("MatviewDatabase", {"caRef": {"name": "ca", "key": "a/b"}}, "spec.caRef.key"),
+    ("MatviewDatabase", {"caRef": {"key": "ca.crt"}}, "spec.caRef.name: Required value"),
+    ("MatviewDatabase", {"secretKeys": {"host": ""}}, "spec.secretKeys.host"),
+    ("MatviewDatabase", {"secretKeys": {"password": "a b"}}, "spec.secretKeys.password"),
+    ("MatviewDatabase", {"secretKeys": {"tlsKey": "k" * 254}}, "spec.secretKeys.tlsKey: Too long"),
     ("MatviewDatabase", {"sslMode": "prefer"}, "spec.sslMode: Unsupported value"),
     ("MatviewDatabase", {"limits": {"lockTimeoutMillis": 0}}, "greater than or equal to 1"),
 ]

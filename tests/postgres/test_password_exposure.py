@@ -23,7 +23,7 @@ from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.adapters.postgres.session import Session
 from matview_operator.api.database import SslMode
 from matview_operator.api.outcome import RefreshReason
-from matview_operator.domain.connection import ConnectionTarget
+from matview_operator.domain.connection import ConnectionTarget, Pem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -95,7 +95,7 @@ def target_at(port: int, *, ssl_mode: SslMode = SslMode.DISABLE, ca: str | None 
         user="u",
         password=SecretStr(CANARY),
         ssl_mode=ssl_mode,
-        ca=ca,
+        ca=None if ca is None else Pem(text=ca, source="ca.crt"),
     )
 
 

@@ -163,15 +163,16 @@ class MemorySecrets:
     """Every Secret there is; another one is a Problem."""
 
     data: dict[Key, Mapping[str, str]] = field(default_factory=dict)
+    """By name; values as text."""
     reads: Counter[Key] = field(default_factory=Counter)
 
-    async def read(self, *, namespace: str, name: str) -> Mapping[str, str]:
+    async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
         await asyncio.sleep(0)
         key = Key(namespace, name)
         self.reads[key] += 1
         if key not in self.data:
-            raise Problem(RefreshReason.SECRET_NOT_FOUND, f"There is no Secret {name}.")
-        return self.data[key]
+            raise Problem(RefreshReason.SECRET_NOT_FOUND, f"There is no Secret {name}; correct {field}.")
+        return {part: value.encode() for part, value in self.data[key].items()}
 
 
 @dataclass(slots=True)

@@ -73,6 +73,8 @@ DATABASE: dict[str, Any] = {
     "metadata": POLICY["metadata"],
     "spec": {
         "secretRef": {"name": "analytics-app"},
+        "secretKeys": {"host": "fqdn", "tlsKey": "client.key"},
+        "caRef": {"name": "analytics-ca", "key": "ca.crt"},
         "database": "analytics",
         "sslMode": "verify-full",
         "allowSuperuser": False,

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from matview_operator.api.condition import Conditions
 from matview_operator.api.model import ClosedSet, CustomObject, Model, Optional
-from matview_operator.api.scalar import Count, Identifier, ObjectName
+from matview_operator.api.scalar import Count, Identifier, ObjectName, SecretKey
 
 
 class SslMode(ClosedSet):
@@ -35,6 +35,41 @@ class SecretRef(Model):
     """Name of a Secret in the same namespace as this MatviewDatabase."""
 
 
+class SecretKeys(Model):
+    """What a Secret calls the parts of a connection, where it does not call them as CloudNativePG does."""
+
+    host: Optional[SecretKey] = None
+    """Key of the host name or address, by default host."""
+    port: Optional[SecretKey] = None
+    """Key of the port, by default port; 5432 if there is none."""
+    dbname: Optional[SecretKey] = None
+    """Key of the database's name, by default dbname."""
+    username: Optional[SecretKey] = None
+    """Key of the role's name, by default username, or else user."""
+    password: Optional[SecretKey] = None
+    """Key of the password, by default password. It may be missing where a client certificate is there."""
+    uri: Optional[SecretKey] = None
+    """Key of a whole postgresql:// URL, by default uri, which is read if there is no host. Naming it here, and
+    no host, makes the URL win."""
+    ca_cert: Optional[SecretKey] = None
+    """Key of the certificates in PEM form that the server's certificate must be signed by, by default
+    ca.crt."""
+    tls_cert: Optional[SecretKey] = None
+    """Key of a client certificate in PEM form with the chain that it needs, by default tls.crt, as in Secrets
+    of type kubernetes.io/tls."""
+    tls_key: Optional[SecretKey] = None
+    """Key of the client certificate's private key in PEM form, not encrypted, by default tls.key."""
+
+
+class CaRef(Model):
+    """A CA that lies in a Secret of its own, which may hold the CA's private key too: nothing else is read of it."""
+
+    name: ObjectName
+    """Name of a Secret in the same namespace as this MatviewDatabase, as CloudNativePG's <cluster>-ca."""
+    key: SecretKey = "ca.crt"
+    """The key in it that holds the certificates in PEM form."""
+
+
 class DatabaseLimits(Model):
     """What runs on one database may take."""
 
@@ -55,14 +90,21 @@ class MatviewDatabaseSpec(Model):
 
     secret_ref: SecretRef
     """The Secret with the connection's data, in the keys that CloudNativePG writes: either uri, or host,
-    port, dbname, username (or user) and password; ca.crt if the server's certificate is to be verified. It
-    is read at every use, never listed and never stored."""
+    port, dbname, username (or user) and password; ca.crt if the server's certificate is to be verified; tls.crt
+    and tls.key for a client certificate. It is read at every use, never listed and never stored."""
+    secret_keys: SecretKeys = SecretKeys()
+    """Other names for the Secret's keys, for a Secret that something else has made. A key that is named here
+    must be there."""
+    ca_ref: Optional[CaRef] = None
+    """Where the CA lies that the server's certificate must be signed by, if not in the Secret itself; it wins
+    over the Secret's ca.crt. Read at every use like the Secret."""
     database: Optional[Identifier] = None
     """Name of the database, if it is not the one that the Secret names. Host and port come from the Secret
     only, so that its password is never sent to another server."""
     ssl_mode: Optional[SslMode] = None
     """How the connection is protected: disable, require (encrypted, server not verified), verify-ca or
-    verify-full. By default verify-full when the Secret holds a ca.crt, else require."""
+    verify-full. By default verify-full where there is a CA (caRef, or ca.crt in the Secret), else require.
+    verify-ca needs a CA; verify-full without one trusts the CAs of the operator's image."""
     allow_superuser: bool = False
     """Whether a superuser role is accepted. By default it is refused: refreshing needs ownership of the
     views, or on PostgreSQL 17 and later the MAINTAIN privilege, and nothing more."""

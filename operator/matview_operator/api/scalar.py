@@ -54,6 +54,12 @@ ObjectName = Annotated[
 ]
 """A DNS subdomain, as Kubernetes wants the names of Secrets and of custom resources."""
 
+SecretKey = Annotated[
+    str,
+    Field(min_length=1, max_length=253, json_schema_extra={"pattern": r"^[-._a-zA-Z0-9]+$"}),
+]
+"""A key of a Secret. Only looked up in what was read, so that nothing depends on its pattern."""
+
 Identifier = Annotated[
     str,
     Field(

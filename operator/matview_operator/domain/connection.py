@@ -1,4 +1,4 @@
-"""Where a database is and as whom to reach it: read from a URL or from a Secret, by allow-list.
+"""Where a database is and as whom to reach it; read from a URL by allow-list.
 
 A URL never reaches the driver: its passfile, sslrootcert, sslkey, service and socket options would open files of the
 operator's own pod, unknown options would become server settings, and its parse errors repeat parts of the password.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
@@ -41,9 +40,27 @@ _REFUSED_OPTIONS = frozenset(
     ]
 )
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+_PORT = re.compile("[0-9]{1,5}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 """What Python makes of an environment's or command line's bytes that are not UTF-8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pem:
+    """Certificates or a private key, in the text form that OpenSSL reads; whether it can is seen when it is used."""
+
+    text: str = field(repr=False)
+    source: str
+    """Where it came from, for messages: the key and the Secret."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientCertificate:
+    """What a server that authenticates by certificate knows the role by."""
+
+    chain: Pem
+    key: Pem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +74,10 @@ class ConnectionTarget:
     password: SecretStr
     """Empty when none is given."""
     ssl_mode: SslMode
-    ca: str | None = None
-    """Certificates in PEM that verify-ca and verify-full trust; None means the system's."""
+    ca: Pem | None = None
+    """The certificates that verify-ca and verify-full trust; None means the system's, for verify-full only."""
+    client_certificate: ClientCertificate | None = None
+    """Shown to a server that asks for one, whatever the ssl_mode but disable."""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}/{self.database} as {self.user}"
@@ -69,41 +88,13 @@ def parse_url(url: str) -> ConnectionTarget:
 
     Without sslmode: none to loopback, `require` elsewhere. Raises InvalidTarget, whose text never repeats the URL.
     """
-    return _from_url(url, ssl_mode=None, ca=None)
+    return target_from_url(url, ssl_mode=None, ca=None)
 
 
-def target_from_secret(data: Mapping[str, str], *, database: str | None, ssl_mode: SslMode | None) -> ConnectionTarget:
-    """Read CloudNativePG's keys: host port dbname username (or user) password uri ca.crt.
-
-    `host` and its companions win over `uri`. `database` (of the resource) wins over both. Without `ssl_mode`:
-    verify-full with a CA, else require. Raises InvalidTarget that names the key, never its value.
-    """
-    ca = data.get("ca.crt") or None
-    mode = ssl_mode or (SslMode.VERIFY_FULL if ca else SslMode.REQUIRE)
-    if not data.get("host"):
-        if not data.get("uri"):
-            raise InvalidTarget("The Secret has neither a key 'host' nor a key 'uri'; give it one of them.")
-        return _from_url(data["uri"], ssl_mode=mode, ca=ca, database=database)
-    user = data.get("username") or data.get("user")
-    if not user:
-        raise InvalidTarget("The Secret has no key 'username' (or 'user').")
-    if "password" not in data:
-        raise InvalidTarget("The Secret has no key 'password'.")
-    name = database or data.get("dbname")
-    if not name:
-        raise InvalidTarget("The Secret has no key 'dbname'; add it, or set spec.database.")
-    return _checked(
-        host=data["host"],
-        port=data.get("port") or str(DEFAULT_PORT),
-        database=name,
-        user=user,
-        password=data["password"],
-        ssl_mode=mode,
-        ca=ca,
-    )
-
-
-def _from_url(url: str, *, ssl_mode: SslMode | None, ca: str | None, database: str | None = None) -> ConnectionTarget:
+def target_from_url(
+    url: str, *, ssl_mode: SslMode | None, ca: Pem | None, database: str | None = None
+) -> ConnectionTarget:
+    """Read a URL; `ssl_mode` and `database` win over what it says. Raises InvalidTarget that never repeats it."""
     # A file's last line break does no harm. Elsewhere the standard library's parser would drop it without a word.
     url = url.strip()
     if _CONTROL.search(url):
@@ -131,7 +122,7 @@ def _from_url(url: str, *, ssl_mode: SslMode | None, ca: str | None, database: s
         raise InvalidTarget("The database URL names no database: postgresql://user:password@host/database.")
     asked = _ssl_mode_of(parts.query)
     default = SslMode.DISABLE if _is_loopback(host) else SslMode.REQUIRE
-    return _checked(
+    return checked_target(
         host=host,
         port=str(port or DEFAULT_PORT),
         database=name,
@@ -161,9 +152,18 @@ def _ssl_mode_of(query: str) -> SslMode | None:
     return mode
 
 
-def _checked(
-    *, host: str, port: str, database: str, user: str, password: str, ssl_mode: SslMode, ca: str | None
+def checked_target(
+    *,
+    host: str,
+    port: str,
+    database: str,
+    user: str,
+    password: str,
+    ssl_mode: SslMode,
+    ca: Pem | None,
+    client_certificate: ClientCertificate | None = None,
 ) -> ConnectionTarget:
+    """Put a target together; raises InvalidTarget for what cannot be one, naming the part and never its value."""
     for key, value in (
         ("host", host),
         ("port", port),
@@ -177,8 +177,13 @@ def _checked(
             raise InvalidTarget(f"The {key} is not valid UTF-8.")
     if not _HOST.fullmatch(host) and not _is_address(host):
         raise InvalidTarget("The host must be one DNS name or IP address; sockets and lists are not supported.")
-    if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:  # noqa: PLR2004 - TCP's bound
+    if not _PORT.fullmatch(port) or not 0 < int(port) < 65536:  # noqa: PLR2004 - TCP's bound
         raise InvalidTarget("The port must be a number from 1 to 65535.")
+    if ssl_mode is SslMode.VERIFY_CA and ca is None:
+        # Anybody can have a certificate for some name from one of the CAs that the system trusts.
+        raise InvalidTarget(
+            "verify-ca needs a CA of your own: ca.crt in the Secret, or spec.caRef. With the system's use verify-full."
+        )
     return ConnectionTarget(
         host=host,
         port=int(port),
@@ -187,6 +192,7 @@ def _checked(
         password=SecretStr(password),
         ssl_mode=ssl_mode,
         ca=ca,
+        client_certificate=client_certificate,
     )
 
 

@@ -86,8 +86,8 @@ class Inspector(Protocol):
 class Secrets(Protocol):
     """Reads one Secret at use; nothing is kept."""
 
-    async def read(self, *, namespace: str, name: str) -> Mapping[str, str]:
-        """Return the decoded data; raises Problem."""
+    async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
+        """Return the data, decoded from base64; raises Problem. `field` of the MatviewDatabase holds the name."""
         ...
 
 

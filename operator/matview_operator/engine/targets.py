@@ -1,11 +1,15 @@
-"""From a policy's databaseRef to a connection target, with one read of the Secret."""
+"""From a policy's databaseRef to a connection target, with one read of each Secret."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshReason
-from matview_operator.domain.connection import ConnectionTarget, target_from_secret
+from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.errors import InvalidTarget, Problem
+from matview_operator.domain.secret import ca_from_secret, target_from_secret
 from matview_operator.engine.ports import Key, Secrets
 from matview_operator.engine.registry import Database
 
@@ -32,9 +36,22 @@ def usable(database: Database | None, key: Key) -> MatviewDatabaseSpec:
 
 
 async def resolve(spec: MatviewDatabaseSpec, key: Key, secrets: Secrets) -> ConnectionTarget:
-    """Read the Secret of the database's own namespace; raises Problem. Nothing of it is kept."""
-    data = await secrets.read(namespace=key.namespace, name=spec.secret_ref.name)
+    """Read the Secrets of the database's own namespace; raises Problem. Nothing of them is kept."""
+    name, ref = spec.secret_ref.name, spec.ca_ref
+    data = await secrets.read(namespace=key.namespace, name=name, field="spec.secretRef.name")
+    ca = None
+    if ref is not None:
+        same = ref.name == name
+        found = data if same else await secrets.read(namespace=key.namespace, name=ref.name, field="spec.caRef.name")
+        with _problems_of(ref.name):
+            ca = ca_from_secret(found, ref)
+    with _problems_of(name):
+        return target_from_secret(data, secret=name, spec=spec, ca=ca)
+
+
+@contextmanager
+def _problems_of(secret: str) -> Iterator[None]:
     try:
-        return target_from_secret(data, database=spec.database, ssl_mode=spec.ssl_mode)
+        yield
     except InvalidTarget as error:
-        raise Problem(RefreshReason.SECRET_INVALID, f"Secret {spec.secret_ref.name}: {error}") from None
+        raise Problem(RefreshReason.SECRET_INVALID, f"Secret {secret}: {error}") from None

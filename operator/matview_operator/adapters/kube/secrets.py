@@ -24,8 +24,11 @@ class SecretReader:
     def __init__(self, api: client.ApiClient) -> None:
         self._core = client.CoreV1Api(api)
 
-    async def read(self, *, namespace: str, name: str) -> Mapping[str, str]:
-        """Return the decoded data; raises Problem that names the Secret, never a value."""
+    async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
+        """Return the data, decoded from base64; raises Problem that names the Secret, never a value.
+
+        `field` of the MatviewDatabase is where the name comes from.
+        """
         try:
             with api_errors():
                 secret = await self._core.read_namespaced_secret(name, namespace, _request_timeout=REQUEST_SECONDS)
@@ -34,15 +37,15 @@ class SecretReader:
                 RefreshReason.CONNECTION_FAILED, f"Secret {name} could not be read: {error}. It is tried again."
             ) from None
         except ApiException as error:
-            raise _problem(error.status, namespace, name) from None
+            raise _problem(error.status, namespace, name, field) from None
         return {key: _decoded(name, key, value) for key, value in (secret.data or {}).items()}
 
 
-def _problem(status: int | None, namespace: str, name: str) -> Problem:
+def _problem(status: int | None, namespace: str, name: str, field: str) -> Problem:
     if status == _NOT_FOUND:
         return Problem(
             RefreshReason.SECRET_NOT_FOUND,
-            f"There is no Secret {name} in namespace {namespace}. Create it, or correct spec.secretRef.name.",
+            f"There is no Secret {name} in namespace {namespace}. Create it, or correct {field}.",
         )
     if status == _FORBIDDEN:
         return Problem(
@@ -52,8 +55,8 @@ def _problem(status: int | None, namespace: str, name: str) -> Problem:
     return Problem(RefreshReason.CONNECTION_FAILED, f"Secret {name} could not be read: the API server says {status}.")
 
 
-def _decoded(name: str, key: str, value: str | bytes) -> str:
+def _decoded(name: str, key: str, value: str | bytes) -> bytes:
     try:
-        return base64.b64decode(value, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        raise Problem(RefreshReason.SECRET_INVALID, f"Key {key} of Secret {name} is not UTF-8 text.") from None
+        return base64.b64decode(value or "", validate=True)
+    except binascii.Error:
+        raise Problem(RefreshReason.SECRET_INVALID, f"Key {key} of Secret {name} is not base64.") from None

@@ -10,7 +10,7 @@ from asyncpg.connect_utils import SessionAttribute
 
 from matview_operator.adapters.postgres import authentication
 from matview_operator.adapters.postgres.authentication import PasswordExposed, Row
-from matview_operator.api.database import SslMode
+from matview_operator.adapters.postgres.tls import tls_of, tls_problem
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.errors import Problem
@@ -34,7 +34,7 @@ async def connect(target: ConnectionTarget, *, timeout: float = CONNECT_SECONDS)
             user=target.user,
             password=target.password.get_secret_value(),
             database=target.database,
-            ssl=_tls(target),
+            ssl=tls_of(target) or False,
             direct_tls=False,
             timeout=timeout,
             # PgBouncer in transaction mode cannot be detected, and prepared statements do not survive it.
@@ -49,11 +49,7 @@ async def connect(target: ConnectionTarget, *, timeout: float = CONNECT_SECONDS)
             "Use scram-sha-256 on the server, or sslMode verify-full with the server's CA.",
         ) from None
     except ssl.SSLError as error:
-        raise Problem(
-            RefreshReason.TLS_FAILED,
-            f"TLS with the server failed: {error.reason or 'handshake refused'}. "
-            "Check the CA (ca.crt), the certificate's host name and dates, and sslMode.",
-        ) from None
+        raise tls_problem(error) from None
     except ConnectionError as error:
         # asyncpg raises the bare class for a refused upgrade and for nothing else; the system's errors are subclasses.
         if type(error) is ConnectionError:
@@ -74,19 +70,3 @@ async def close(connection: asyncpg.Connection[Row]) -> None:
             await connection.close()
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         connection.terminate()
-
-
-def _tls(target: ConnectionTarget) -> ssl.SSLContext | bool:
-    if target.ssl_mode is SslMode.DISABLE:
-        return False
-    try:
-        context = ssl.create_default_context(cadata=target.ca)
-    except (ssl.SSLError, ValueError):
-        raise Problem(RefreshReason.SECRET_INVALID, "The key ca.crt holds no certificate in PEM form.") from None
-    # Python 3.13 and later refuse CAs that lack an extension of RFC 5280, as handmade ones often do. libpq takes them.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if target.ssl_mode in (SslMode.REQUIRE, SslMode.VERIFY_CA):
-        context.check_hostname = False
-    if target.ssl_mode is SslMode.REQUIRE:
-        context.verify_mode = ssl.CERT_NONE
-    return context
