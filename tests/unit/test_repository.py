@@ -25,7 +25,7 @@ LONGEST_MODULE = 300
 LOCKS = ("run.txt", "dev.txt", "build.txt", "go.txt")
 
 _SENDS = frozenset(
-    """row rows fetch fetchrow fetchval fetchmany execute executemany prepare cursor copy_from_query
+    """row rows utility fetch fetchrow fetchval fetchmany execute executemany prepare cursor copy_from_query
     text exec_driver_sql scalar""".split()
 )
 """Names of methods and functions that take a statement, of asyncpg, SQLAlchemy and our own session."""

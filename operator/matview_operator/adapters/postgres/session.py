@@ -17,6 +17,7 @@ from matview_operator.domain.server import ServerFacts
 
 if TYPE_CHECKING:
     import asyncpg
+    from asyncpg.prepared_stmt import PreparedStatement
 
     from matview_operator.adapters.postgres.authentication import Row
     from matview_operator.domain.connection import ConnectionTarget
@@ -30,6 +31,9 @@ class Session:
 
     def __init__(self, connection: asyncpg.Connection[Row]) -> None:
         self._connection = connection
+        self._descriptions: dict[str, PreparedStatement[Row]] = {}
+        """What the server said of a statement's parameters and columns. Nothing is kept on the server: the driver sends
+        the text with each execution, all in one round trip, and a pooler may hand us on between any two."""
         self.facts: ServerFacts
         self._best_sample: tuple[timedelta, timedelta]
 
@@ -82,27 +86,31 @@ class Session:
         return self._best_sample[1]
 
     async def row(self, statement: str, *arguments: Any) -> Row | None:
-        """Run one statement and return its first row, if any."""
-        return await self._connection.fetchrow(statement, *arguments)
+        """Run one of our statements and return its first row, if any."""
+        return next(iter(await self.rows(statement, *arguments)), None)
 
     async def rows(self, statement: str, *arguments: Any) -> list[Row]:
-        """Run one statement and return its rows."""
-        return await self._connection.fetch(statement, *arguments)
+        """Run one of our statements and return its rows."""
+        return await (await self._described(statement)).fetch(*arguments)
+
+    async def utility(self, statement: str) -> None:
+        """Run a statement that names a view, so that its text is of use once."""
+        await self._connection.fetch(statement)
 
     async def begin(self) -> None:
         """Start the run's one transaction; READ COMMITTED, so that each statement sees what was committed before it."""
-        await self._connection.fetch(queries.BEGIN)
+        await self.rows(queries.BEGIN)
 
     async def commit(self) -> None:
         """Commit, and believe the tag only: COMMIT of an aborted transaction rolls back without an error."""
-        statement = await self._connection.prepare(queries.COMMIT)
+        statement = await self._described(queries.COMMIT)
         await statement.fetch()
         if statement.get_statusmsg() != "COMMIT":
             raise Problem(RefreshReason.INTERNAL_ERROR, "The server rolled the transaction back at COMMIT.")
 
     async def rollback(self) -> None:
         """Undo the transaction, which also gives the locks back."""
-        await self._connection.fetch(queries.ROLLBACK)
+        await self.rows(queries.ROLLBACK)
 
     async def hazards(self, view_oid: int) -> list[RowSecurityHazard]:
         """Tables that REFRESH of this view would read under row-level security."""
@@ -110,6 +118,12 @@ class Session:
             RowSecurityHazard(relation=row.relation, read_as=row.read_as, forced=row.forced)
             for row in await self.rows(queries.ROW_SECURITY_HAZARDS, view_oid)
         ]
+
+    async def _described(self, statement: str) -> PreparedStatement[Row]:
+        known = self._descriptions.get(statement)
+        if known is None:
+            known = self._descriptions[statement] = await self._connection.prepare(statement)
+        return known
 
     @property
     def closed(self) -> bool:

@@ -100,7 +100,7 @@ async def _transaction(work: Work, session: Session, *, queue: bool) -> RefreshR
         await session.rollback()
         return None
     work.stage = Stage.REFRESHING
-    await session.rows(queries.refresh(queries.QuotedName(found.quoted), work.choice.mode))
+    await session.utility(queries.refresh(queries.QuotedName(found.quoted), work.choice.mode))
     work.stage = Stage.CLAIMING
     if not await _claim(work, session, found):
         await session.rollback()
@@ -214,7 +214,7 @@ async def _analyze(work: Work, session: Session, view_oid: int) -> None:
         await session.begin()
         target = await session.row(queries.ANALYZE_TARGET, view_oid, str(max(1, round(work.remaining() * 1000))))
         if target is not None:
-            await session.rows(queries.analyze(queries.QuotedName(target.quoted)))
+            await session.utility(queries.analyze(queries.QuotedName(target.quoted)))
         await session.commit()
     except (Problem, OSError, *queries.DRIVER_ERRORS) as error:
         log.warning("ANALYZE failed: %s", problem_of(error).message, extra={"action": "analyze", **work.log_fields()})
