@@ -39,6 +39,7 @@ ZONE = "timeZone takes a name of the IANA time zone database, as in Etc/UTC or E
 PRINTABLE = "tenantId takes 1 to 63 printable characters"
 DOTTED = "tenantSetting takes the name of a setting with a dot, as in app.current_tenant_id"
 RESERVED = "tenantSetting must not be app.execution_context, which the operator sets itself"
+OWN_SCHEMAS = "searchPath takes schemas of yours: pg_catalog comes first and pg_temp last anyway, and $user is none"
 ONE_SCHEDULE = "write exactly one of schedule.cron and schedule.everySeconds"
 
 BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
@@ -71,6 +72,10 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", view("a\0b"), NAME_WITH_NUL),
     ("MatviewDatabase", {"database": "é" * 32}, NAME_TOO_LONG),
     ("MatviewDatabase", {"database": "a\0b"}, NAME_WITH_NUL),
+    ("MatviewDatabase", {"searchPath": ["é" * 32]}, NAME_TOO_LONG),
+    ("MatviewDatabase", {"searchPath": ["pg_temp"]}, OWN_SCHEMAS),
+    ("MatviewDatabase", {"searchPath": ["app", "pg_temp_3"]}, OWN_SCHEMAS),
+    ("MatviewDatabase", {"searchPath": ["$user"]}, OWN_SCHEMAS),
 ]
 
 OUT_OF_BOUNDS: list[tuple[str, dict[str, Any], str]] = [
@@ -96,6 +101,8 @@ OUT_OF_BOUNDS: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewDatabase", {"secretKeys": {"password": "a b"}}, "spec.secretKeys.password"),
     ("MatviewDatabase", {"secretKeys": {"tlsKey": "k" * 254}}, "spec.secretKeys.tlsKey: Too long"),
     ("MatviewDatabase", {"sslMode": "prefer"}, "spec.sslMode: Unsupported value"),
+    ("MatviewDatabase", {"searchPath": ["s"] * 17}, "must have at most 16 items"),
+    ("MatviewRefreshPolicy", {"analyze": "Always"}, 'supported values: "Auto", "Never"'),
     ("MatviewDatabase", {"limits": {"lockTimeoutMillis": 0}}, "greater than or equal to 1"),
 ]
 
@@ -109,6 +116,7 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("MatviewRefreshPolicy", view("é" * 31)),
     ("MatviewRefreshPolicy", {"views": [{"name": "mv", "schema": "a"}, {"name": "mv", "schema": "b"}]}),
     ("MatviewRefreshPolicy", {"views": [{"name": f"{'v' * 60}{n}"} for n in range(100)]}),
+    ("MatviewDatabase", {"searchPath": ["app", 'Odd, "name"; --']}),
     ("MatviewDatabase", {"sslMode": "verify-ca", "database": "Ünïcode"}),
 ]
 

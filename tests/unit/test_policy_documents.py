@@ -56,7 +56,7 @@ def fields_of(schema: dict[str, Any], prefix: str = "") -> Iterator[Field]:
         yield Field(f"`{path}`", _values(part), default)
         if part["type"] == "object":
             yield from fields_of(part, f"{path}.")
-        elif part["type"] == "array":
+        elif part["type"] == "array" and "properties" in part["items"]:
             yield from fields_of(part["items"], f"{path}[].")
 
 
@@ -69,7 +69,7 @@ def _values(part: dict[str, Any]) -> str:
         case "integer":
             return f"{part['minimum']} to {part['maximum']}"
         case "array":
-            return f"{part['minItems']} to {part['maxItems']} items"
+            return f"{part.get('minItems', 0)} to {part['maxItems']} items"
         case _ if "enum" in part:
             return ", ".join(f"`{value}`" for value in part["enum"])
         case _:

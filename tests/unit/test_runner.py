@@ -18,7 +18,7 @@ from tests.unit.world import key, policy_spec, until
 
 from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseStatus
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec
+from matview_operator.api.policy import Analyze, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.api.view import Concurrently
 from matview_operator.domain.retry import lock_held_pause
@@ -109,12 +109,18 @@ async def test_views_are_refreshed_one_after_another_as_listed() -> None:
 
 async def test_a_run_is_what_policy_view_and_database_say() -> None:
     runs = Runs()
-    runs.database(limits={"timeoutSeconds": 100, "lockTimeoutMillis": 250}, allowSuperuser=True, database="other")
+    runs.database(
+        limits={"timeoutSeconds": 100, "lockTimeoutMillis": 250},
+        allowSuperuser=True,
+        database="other",
+        searchPath=["app"],
+    )
     policy = runs.policy(
         tenantId="t1",
         isolation="Tenant",
         tenantSetting="app.tenant",
         concurrently="Never",
+        analyze="Never",
         views=[{"name": "a"}, {"schema": "S x", "name": "B", "concurrently": "Always", "timeoutSeconds": 30}],
     )
     await runs.run(policy)
@@ -123,6 +129,7 @@ async def test_a_run_is_what_policy_view_and_database_say() -> None:
     assert (str(second.view), second.concurrently, second.timeout_seconds) == ("S x.B", Concurrently.ALWAYS, 30)
     assert (first.isolation, first.tenant_id, first.tenant_setting) == (Isolation.TENANT, "t1", "app.tenant")
     assert (first.lock_timeout_millis, first.allow_superuser, first.policy_uid) == (250, True, UID)
+    assert (first.analyze, first.search_path) == (Analyze.NEVER, ("app",))
     target = runs.executor.calls[0].target
     assert (target.host, target.database, target.user) == ("db", "other", "mv")
 

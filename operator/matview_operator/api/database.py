@@ -8,7 +8,7 @@ from pydantic import Field
 
 from matview_operator.api.condition import Conditions
 from matview_operator.api.model import ClosedSet, CustomObject, Model, Optional
-from matview_operator.api.scalar import Count, Identifier, ObjectName, SecretKey
+from matview_operator.api.scalar import Count, Identifier, ObjectName, SearchPathSchema, SecretKey
 
 
 class SslMode(ClosedSet):
@@ -85,6 +85,12 @@ class DatabaseLimits(Model):
     behind a waiting blocking refresh, so keep it short."""
 
 
+SearchPath = Annotated[
+    tuple[SearchPathSchema, ...],
+    Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+]
+
+
 class MatviewDatabaseSpec(Model):
     """How to reach one PostgreSQL database, and what may be asked of it."""
 
@@ -108,6 +114,12 @@ class MatviewDatabaseSpec(Model):
     allow_superuser: bool = False
     """Whether a superuser role is accepted. By default it is refused: refreshing needs ownership of the
     views, or on PostgreSQL 17 and later the MAINTAIN privilege, and nothing more."""
+    search_path: SearchPath = ()
+    """Schemas in which functions that a view calls may find names without a schema, in this order, on
+    PostgreSQL 15 and 16; pg_catalog comes before them and pg_temp after them. None by default: whoever may
+    create objects in one of these schemas can have them run by every refresh, as the view's owner. Prefer
+    ALTER FUNCTION … SET search_path. PostgreSQL 17 and later fix the search path of REFRESH themselves: there
+    this field has no effect."""
     limits: DatabaseLimits = DatabaseLimits()
     """Bounds for every refresh on this database, whichever policy asks for it."""
     suspend: bool = False

@@ -19,6 +19,13 @@ class Isolation(ClosedSet):
     TENANT = "Tenant"
 
 
+class Analyze(ClosedSet):
+    """Whether the planner's statistics of a view are renewed with its rows."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
+
+
 class DatabaseRef(Model):
     """A MatviewDatabase of the same namespace."""
 
@@ -85,6 +92,10 @@ class MatviewRefreshPolicySpec(Model):
     """Whether readers may go on reading during a refresh. IfPossible: yes where the view has a usable unique
     index, else they wait, and a condition says so. Always: yes, and a view without such an index is an
     error. Never: readers wait; the fastest way to rebuild a view that nobody reads meanwhile."""
+    analyze: Analyze = Analyze.AUTO
+    """Whether to run ANALYZE on a view after a blocking refresh, which rewrites it whole and leaves the planner
+    with the old rows' statistics. It runs after COMMIT, on the view alone, and never fails the refresh. Auto:
+    yes. Never: leave it to autovacuum. After a refresh that let readers read, autovacuum sees to it anyway."""
     suspend: bool = False
     """Whether to stop the schedule. A requested refresh still runs: annotate the policy with
     matviews.skeldir.io/requestedAt to ask for one."""

@@ -60,21 +60,29 @@ SecretKey = Annotated[
 ]
 """A key of a Secret. Only looked up in what was read, so that nothing depends on its pattern."""
 
-Identifier = Annotated[
+_IDENTIFIER_RULES = (
+    rule("bytes(self).size() <= 63", "a PostgreSQL name has at most 63 bytes; write it as the catalogue has it"),
+    rule("!self.contains('\\x00')", "a PostgreSQL name cannot hold a NUL character"),
+)
+
+Identifier = Annotated[str, Field(min_length=1, max_length=63, json_schema_extra=rules(*_IDENTIFIER_RULES))]
+"""A PostgreSQL name, literal as in the catalogue. Bytes are checked again by the operator."""
+
+SearchPathSchema = Annotated[
     str,
     Field(
         min_length=1,
         max_length=63,
         json_schema_extra=rules(
+            *_IDENTIFIER_RULES,
             rule(
-                "bytes(self).size() <= 63",
-                "a PostgreSQL name has at most 63 bytes; write it as the catalogue has it",
+                "!self.startsWith('pg_') && self != '$user'",
+                "searchPath takes schemas of yours: pg_catalog comes first and pg_temp last anyway, and $user is none",
             ),
-            rule("!self.contains('\\x00')", "a PostgreSQL name cannot hold a NUL character"),
         ),
     ),
 ]
-"""A PostgreSQL name, literal as in the catalogue. Bytes are checked again by the operator."""
+"""A schema that a search path may name, literal as in the catalogue."""
 
 Cron = Annotated[
     str,

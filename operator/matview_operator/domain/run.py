@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import NewType
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Isolation
+from matview_operator.api.policy import Analyze, Isolation
 from matview_operator.api.view import Concurrently
 from matview_operator.domain.lock_keys import LockKeys, lock_keys
 from matview_operator.domain.result import RefreshResult
@@ -39,6 +39,10 @@ class Run:
     due_at: datetime | None
     """The slot on the operator's clock; None for a request, which no earlier run can cover."""
     correlation_id: str
+    analyze: Analyze = Analyze.AUTO
+    """Whether the planner's statistics are renewed after a blocking refresh."""
+    search_path: tuple[str, ...] = ()
+    """Schemas between pg_catalog and pg_temp, literal; without effect on PostgreSQL 17 and later."""
 
     @property
     def lock_token(self) -> TenantToken:

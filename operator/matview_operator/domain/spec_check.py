@@ -16,6 +16,7 @@ from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec, Schedule
 from matview_operator.api.scalar import CRON, SETTING
 from matview_operator.domain.errors import InvalidName
+from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import GLOBAL, IDENTIFIER_BYTES, ViewName
 
@@ -44,12 +45,10 @@ def check_timeouts(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) ->
 
 def check_database(spec: MatviewDatabaseSpec) -> list[str]:
     """Return what is wrong with a database's spec by itself, nothing if all is well."""
-    if spec.database is None:
-        return []
-    problems = []
-    if "\0" in spec.database:
+    problems = [f"spec.searchPath{problem}" for problem in search_path_problems(spec.search_path)]
+    if spec.database is not None and "\0" in spec.database:
         problems.append("spec.database: a PostgreSQL name cannot hold a NUL character.")
-    if len(spec.database.encode()) > IDENTIFIER_BYTES:
+    if spec.database is not None and len(spec.database.encode()) > IDENTIFIER_BYTES:
         problems.append(f"spec.database: a PostgreSQL name has at most {IDENTIFIER_BYTES} bytes; shorten it.")
     return problems
 

@@ -168,6 +168,8 @@ class SlotRunner:
             slot_id=slot.id,
             due_at=None if slot.request is not None else slot.due_at,
             correlation_id=slot.correlation_id(policy.uid),
+            analyze=spec.analyze,
+            search_path=() if database is None else database.search_path,
         )
 
     def _ended(self, run: Run, started_at: datetime, outcome: RefreshOutcome, problem: Problem) -> RefreshResult:

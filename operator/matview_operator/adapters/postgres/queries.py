@@ -85,7 +85,9 @@ select pg_catalog.set_config('statement_timeout', $1::int::text, true),
        case when pg_catalog.current_setting('server_version_num')::int >= 170000
          then pg_catalog.set_config('transaction_timeout', ($1::int + 500)::text, true) end,
        pg_catalog.set_config('row_security', $3, true),
-       pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+       pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog',
+         (select pg_catalog.string_agg(pg_catalog.quote_ident(s.name), ', ' order by s.place)
+          from pg_catalog.unnest($9::text[]) with ordinality as s(name, place)), 'pg_temp'), true),
        pg_catalog.set_config('app.execution_context', 'worker', true),
        coalesce(pg_catalog.current_setting($4, true), '') as leaked_setting,
        case when $5::text is not null then pg_catalog.set_config($4, $5, true) end,

@@ -50,6 +50,13 @@ _CLASSES: dict[str, Reason] = {
     "53": Reason.SERVER_RESOURCES,
     "58": Reason.SERVER_RESOURCES,
 }
+_REMEDIES: dict[Reason, str] = {
+    Reason.UNSAFE_SEARCH_PATH: (
+        "A function that the view calls names it without a schema. Run ALTER FUNCTION … SET search_path = …, or write "
+        "the schema in the function; on PostgreSQL 15 and 16 spec.searchPath of the MatviewDatabase helps too."
+    ),
+}
+"""What to do, where neither the server nor a check of the catalogue says so."""
 _UNQUALIFIED_NAME = frozenset({"42P01", "42883", "42704"})
 _UNSUPPORTED = "0A000"
 _BAD_VALUE = "22P02"
@@ -77,7 +84,11 @@ def problem_of(  # noqa: PLR0911 - a table of cases
             state = error.sqlstate or ""
             reason = _reason_of(error, state, view_found=view_found, connecting=connecting, tenant=tenant_setting_given)
             message = error.args[0] if error.args else "server error"
-            return Problem(reason, cut(f"{message} (SQLSTATE {state})"), sqlstate=state)
+            text = f"{message} (SQLSTATE {state})"
+            remedy = _REMEDIES.get(reason)
+            if remedy is not None:
+                text = f"{cut(text, spare=len(remedy.encode()) + 2)}. {remedy}"
+            return Problem(reason, cut(text), sqlstate=state)
         case TimeoutError() if connecting:
             return Problem(Reason.CONNECTION_FAILED, "The server did not answer in time. Check host, port and network.")
         case TimeoutError():
@@ -104,9 +115,9 @@ def _reason_of(error: asyncpg.PostgresError, state: str, *, view_found: bool, co
     return _STATES.get(state) or _CLASSES.get(state[:2]) or Reason.VIEW_QUERY_FAILED
 
 
-def cut(text: str) -> str:
-    """Cut to 1 KiB of UTF-8 at a character's border, without NUL characters, which no text column can hold."""
-    return text.replace("\0", "").encode()[:MESSAGE_BYTES].decode(errors="ignore")
+def cut(text: str, *, spare: int = 0) -> str:
+    """Cut to 1 KiB of UTF-8, less `spare` bytes, at a character's border, without NUL, which no text column holds."""
+    return text.replace("\0", "").encode()[: MESSAGE_BYTES - spare].decode(errors="ignore")
 
 
 def _system_text(error: BaseException) -> str:

@@ -19,12 +19,13 @@ from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.work import Stage, Work, already_done, success
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Isolation
+from matview_operator.api.policy import Analyze, Isolation
 from matview_operator.api.view import Concurrently
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.lock_keys import lock_keys
 from matview_operator.domain.preflight import check_view
 from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.server import check_server
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ async def work_over(session: Session, work: Work) -> RefreshResult:
     if "." not in setting or setting == _EXECUTION_CONTEXT:
         # set_config('role', …) would work: the setting must be a custom one.
         raise Problem(RefreshReason.INVALID_SPEC, f"tenantSetting must hold a dot and not be {_EXECUTION_CONTEXT}.")
+    for problem in search_path_problems(run.search_path):
+        raise Problem(RefreshReason.INVALID_SPEC, f"searchPath{problem}")
     check_server(session.facts, allow_superuser=run.allow_superuser)
     if run.due_at is not None:
         work.clock_offset = await session.clock_offset()
@@ -75,6 +78,7 @@ async def work_over(session: Session, work: Work) -> RefreshResult:
 
 async def _transaction(work: Work, session: Session, *, queue: bool) -> RefreshResult | None:
     """One try; None when the view was in use, or its slot was settled meanwhile, and the try is to be made again."""
+    run = work.run
     await session.begin()
     held = await _lock(work, session)
     if held is not None:
@@ -108,7 +112,7 @@ async def _transaction(work: Work, session: Session, *, queue: bool) -> RefreshR
     work.stage = Stage.COMMITTING
     await session.commit()
     work.stage = Stage.COMMITTED
-    if work.choice.mode is RefreshMode.BLOCKING:
+    if work.choice.mode is RefreshMode.BLOCKING and run.analyze is Analyze.AUTO:
         await _analyze(work, session, found.oid)
     return success(work)
 
@@ -128,6 +132,7 @@ async def _lock(work: Work, session: Session) -> RefreshResult | None:
         keys.view_key,
         keys.tenant_key,
         _GLOBAL_KEY,
+        [*run.search_path],
     )
     assert row is not None  # a select without from has one row
     if shared and row.leaked_setting:
