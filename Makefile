@@ -85,6 +85,7 @@ lock: venv ## renew the locked versions of all dependencies
 	$(COMPILE) --upgrade --output-file=requirements/run.txt pyproject.toml
 	$(COMPILE) --upgrade --output-file=requirements/build.txt --group build
 	$(COMPILE) --upgrade --output-file=requirements/dev.txt --group dev pyproject.toml
+	$(COMPILE) --upgrade --output-file=requirements/go.txt --group go
 
 .PHONY: bench
 bench: venv ## measure, and write what was measured to bench/results

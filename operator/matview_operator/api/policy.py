@@ -47,8 +47,8 @@ class Schedule(Model):
 
     cron: Optional[Cron] = None
     """Five cron fields: minute, hour, day of month, month, day of week; for example */5 * * * * for every
-    five minutes or 30 2 * * MON-FRI for half past two on weekdays. Local times that a change to or from
-    daylight saving time leaves out or repeats are run once."""
+    five minutes or 30 2 * * MON-FRI for half past two on weekdays. A fixed local time that a change to or
+    from daylight saving time leaves out or repeats is run once; every five minutes stays every five minutes."""
     time_zone: TimeZone = "Etc/UTC"
     """The time zone that cron's fields are meant in, by its name in the IANA database, as in Europe/Berlin.
     Without effect on everySeconds."""

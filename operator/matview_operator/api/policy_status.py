@@ -108,7 +108,7 @@ class MatviewRefreshPolicyStatus(Model):
     last_slot_time: Optional[Time] = None
     """The newest slot that ended, whatever its outcome."""
     next_slot_time: Optional[Time] = None
-    """The next slot of the schedule; absent while the policy is suspended or stalled."""
+    """The next slot of the schedule; absent while the policy is suspended or its spec invalid."""
     missed_slots: Optional[Count] = None
     """Slots that were not run, because they were later than startingDeadlineSeconds allows."""
     consecutive_failures: Optional[Count] = None
