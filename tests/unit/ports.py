@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from matview_operator.api.database import Bookkeeping
@@ -133,6 +133,8 @@ class MemoryInspector:
     """By view."""
     down: dict[str, Problem | Exception] = field(default_factory=dict)
     """By host."""
+    facts: dict[str, object] = field(default_factory=dict)
+    """What the server is said to be besides."""
     calls: Counter[str] = field(default_factory=Counter)
     """By host."""
 
@@ -144,7 +146,7 @@ class MemoryInspector:
         await asyncio.sleep(self.seconds)
         if target.host in self.down:
             raise self.down[target.host]
-        facts = ServerFacts(
+        plain = ServerFacts(
             version="18.4",
             version_num=180004,
             database=target.database,
@@ -154,6 +156,7 @@ class MemoryInspector:
             bookkeeping=Bookkeeping.INSTALLED,
             system_identifier="7",
         )
+        facts = replace(plain, **self.facts)  # type: ignore[arg-type]
         well = ModeChoice(RefreshMode.CONCURRENT)
         return Inspection(server=facts, answers={check: self.answers.get(str(check.view), well) for check in asked})
 

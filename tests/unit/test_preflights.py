@@ -9,6 +9,7 @@ import pytest
 from tests.unit.ports import VirtualClock, at
 from tests.unit.world import DATABASE, POLICY, World, until
 
+from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.mode import ModeChoice
@@ -111,6 +112,24 @@ async def test_what_was_found_of_the_server_stays_while_it_is_down() -> None:
         await until(301)
         assert world.condition(database, "Ready", of=DATABASE) == ("False", "ConnectionFailed")
         assert world.api.status(database, DATABASE)["server"] == found
+
+
+async def test_a_ledger_that_is_not_to_be_trusted_shows_with_an_event_and_what_to_do() -> None:
+    async with World() as world:
+        world.inspector.facts = {"bookkeeping": Bookkeeping.OUTDATED, "bookkeeping_flaw": "it has a rule"}
+        database = world.database()
+        place = world.policy(schedule=YEARLY)
+        await until(1)
+        assert world.condition(database, "Ready", of=DATABASE) == ("True", "LedgerNotUsed")
+        said = world.api.status(database, DATABASE)
+        assert "matview-operator migrate" in said["conditions"][0]["message"]
+        assert said["server"]["bookkeeping"] == "Outdated"
+        assert world.events.of(database) == [("Warning", "LedgerNotUsed")]
+        assert world.condition(place, "Ready") == ("True", "Scheduled")
+        world.inspector.facts = {"bookkeeping": Bookkeeping.MISSING}
+        await until(301)
+        assert world.condition(database, "Ready", of=DATABASE) == ("True", "Connected")
+        assert "matview-operator migrate" in world.api.status(database, DATABASE)["conditions"][0]["message"]
 
 
 @pytest.mark.parametrize("harm", ["missing", "incomplete"])

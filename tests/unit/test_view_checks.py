@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from matview_operator.api.view import Concurrently
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.mode import ModeChoice, choose_mode
 from matview_operator.domain.preflight import RowSecurityHazard, ViewFacts, check_view, hazard_problem
-from matview_operator.domain.server import ServerFacts, check_server
+from matview_operator.domain.server import ServerFacts, check_server, ledger_advice
 from matview_operator.domain.view import ViewName
 
 VIEW = ViewName("public", "Odd Name")
@@ -139,3 +140,26 @@ def test_a_standby_and_a_superuser_are_refused() -> None:
     assert superuser.value.reason is RefreshReason.SUPERUSER_REFUSED
     assert "mv_operator" in superuser.value.message
     check_server(replace(SERVER, superuser=True), allow_superuser=True)
+
+
+# The ledger.
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"bookkeeping": Bookkeeping.MISSING}, "Install it: matview-operator migrate --grant-to mv_operator"),
+        ({"bookkeeping": Bookkeeping.OUTDATED}, "up to date: matview-operator migrate --grant-to mv_operator"),
+        (
+            {"bookkeeping": Bookkeeping.MISSING, "bookkeeping_forbidden": True},
+            "owner can grant that: matview-operator migrate --grant-to mv_operator",
+        ),
+        (
+            {"bookkeeping": Bookkeeping.OUTDATED, "bookkeeping_flaw": "it has a rule"},
+            "it has a rule. Such a table could run somebody's code as mv_operator",
+        ),
+    ],
+)
+def test_what_keeps_the_ledger_from_being_used_is_said_with_what_to_run(changes: dict[str, Any], said: str) -> None:
+    assert said in (ledger_advice(replace(SERVER, **changes)) or "")
+    assert ledger_advice(SERVER) is None

@@ -145,8 +145,8 @@ class ServerStatus(Model):
     """Whether the server is a standby. Views can be refreshed on the primary only."""
     bookkeeping: Bookkeeping
     """Whether the ledger is there that makes every slot's refresh happen exactly once: Installed, Missing or
-    Outdated. `matview-operator migrate` installs it. Without it a crash at the wrong moment repeats one
-    refresh."""
+    Outdated (also if somebody changed it, so that it cannot be trusted). `matview-operator migrate` installs
+    it; the condition Ready says what to do. Without it a crash at the wrong moment repeats one refresh."""
 
 
 class MatviewDatabaseStatus(Model):

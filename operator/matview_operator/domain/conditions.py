@@ -18,6 +18,9 @@ RECONCILING = "Reconciling"
 BLOCKING = "BlockingRefresh"
 """Ready, but readers wait during a refresh."""
 
+LEDGER_NOT_USED = "LedgerNotUsed"
+"""Ready, but a ledger that is there makes no slot happen exactly once."""
+
 FAILED_SLOTS_UNTIL_NOT_READY = 3
 
 NEEDS_A_PERSON = frozenset(
@@ -99,7 +102,7 @@ def transitions(previous: Iterable[Condition], current: Iterable[Condition]) -> 
         former = before.get(condition.type)
         if condition.type not in (READY, FRESH) or former == (condition.status, condition.reason):
             continue
-        if condition.status == "False" or condition.reason == BLOCKING:
+        if condition.status == "False" or condition.reason in (BLOCKING, LEDGER_NOT_USED):
             events.append(Transition("Warning", condition.reason, condition.message))
         elif condition.status == "True" and (former is None or former[0] != "True"):
             events.append(Transition("Normal", condition.reason, condition.message))

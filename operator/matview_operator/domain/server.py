@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason
@@ -25,7 +26,14 @@ class ServerFacts:
     bookkeeping: Bookkeeping
     bookkeeping_forbidden: bool = False
     """The ledger is there, but the role was not granted its use."""
+    bookkeeping_flaw: str | None = None
+    """Why a ledger that is there is not to be trusted, as a sentence about it."""
     system_identifier: str | None = None
+
+    @property
+    def ledger_is_absent(self) -> bool:
+        """Whether nobody ever installed it, as far as this role can see."""
+        return self.bookkeeping is Bookkeeping.MISSING and not self.bookkeeping_forbidden
 
 
 def check_server(facts: ServerFacts, *, allow_superuser: bool) -> None:
@@ -41,3 +49,33 @@ def check_server(facts: ServerFacts, *, allow_superuser: bool) -> None:
             f"The role {facts.role} is a superuser. Use a role that may refresh these views and nothing more, "
             "or set spec.allowSuperuser: true on the MatviewDatabase.",
         )
+
+
+def ledger_advice(facts: ServerFacts) -> str | None:
+    """Say why the ledger is not used and what to do about it; None if it is."""
+    if facts.bookkeeping_flaw is not None:
+        return (
+            f"The ledger matview_ops.refresh_run is not used: {facts.bookkeeping_flaw}. Such a table could run "
+            f"somebody's code as {facts.role}, or let a slot run twice. Undo that, or make the ledger anew: "
+            f"matview-operator migrate --down, then matview-operator migrate --grant-to {facts.role}"
+        )
+    if facts.bookkeeping_forbidden:
+        return (
+            f"The bookkeeping schema is installed, but {facts.role} may not use it. "
+            f"Its owner can grant that: matview-operator migrate --grant-to {facts.role}"
+        )
+    match facts.bookkeeping:
+        case Bookkeeping.INSTALLED:
+            return None
+        case Bookkeeping.OUTDATED:
+            return (
+                "The ledger is not used: it lacks what this version writes. "
+                f"Bring it up to date: matview-operator migrate --grant-to {facts.role}"
+            )
+        case Bookkeeping.MISSING:
+            return (
+                "Without the ledger a crash at the wrong moment repeats one refresh. "
+                f"Install it: matview-operator migrate --grant-to {facts.role}"
+            )
+        case _:
+            assert_never(facts.bookkeeping)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 
 from matview_operator.api.database import MatviewDatabaseStatus, ServerStatus
 from matview_operator.api.outcome import RefreshReason
-from matview_operator.domain.conditions import READY, Statement, merge, not_ready
+from matview_operator.domain.conditions import LEDGER_NOT_USED, READY, Statement, merge, not_ready
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.inspection import Inspection, ViewCheck
-from matview_operator.domain.server import ServerFacts
+from matview_operator.domain.server import ServerFacts, ledger_advice
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.ports import Clock, Inspector, Key, Secrets
@@ -135,10 +135,7 @@ class Preflights:
 
     def _report_database(self, database: Database, problem: Problem | None, inspection: Inspection | None) -> None:
         problem = database.problem or problem
-        if problem is None:
-            statements = [Statement(READY, "True", "Connected", "The server answers, and the role may work there.")]
-        else:
-            statements = not_ready(problem.reason, problem.message)
+        statements = [_connected(inspection)] if problem is None else not_ready(problem.reason, problem.message)
         if problem is not None and problem.reason is RefreshReason.DATABASE_SUSPENDED:
             statements = [Statement(READY, "True", "Suspended", "Nothing runs on this database until it is resumed.")]
         self._reporter.database(
@@ -178,6 +175,16 @@ def _judge(checks: dict[ViewName, ViewCheck], inspection: Inspection) -> tuple[P
         f"Readers wait while {', '.join(blocking)} is refreshed: it has no unique index on plain columns without "
         "WHERE. Create one, and refreshes will run CONCURRENTLY."
     )
+
+
+def _connected(inspection: Inspection | None) -> Statement:
+    well = "The server answers, and the role may work there."
+    advice = None if inspection is None else ledger_advice(inspection.server)
+    if inspection is None or advice is None:
+        return Statement(READY, "True", "Connected", well)
+    if inspection.server.ledger_is_absent:
+        return Statement(READY, "True", "Connected", f"{well} {advice}")
+    return Statement(READY, "True", LEDGER_NOT_USED, advice)
 
 
 def _server_status(facts: ServerFacts) -> ServerStatus:

@@ -28,6 +28,7 @@ from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.connection import parse_url
 from matview_operator.domain.errors import Problem
+from matview_operator.domain.server import ledger_advice
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -77,12 +78,8 @@ async def check(url: str) -> Bookkeeping:
     session = await Session.open(parse_url(url))
     try:
         facts = session.facts
-        if facts.bookkeeping_forbidden:
-            raise Problem(
-                RefreshReason.PERMISSION_DENIED,
-                f"The bookkeeping schema is installed, but {facts.role} may not use it. "
-                f"Its owner can grant that: matview-operator migrate --grant-to {facts.role}",
-            )
+        if facts.bookkeeping_forbidden or facts.bookkeeping_flaw:
+            raise Problem(RefreshReason.PERMISSION_DENIED, ledger_advice(facts) or "")
         if facts.bookkeeping is not Bookkeeping.INSTALLED:
             return facts.bookkeeping
         readable = await session.row(_VERSION_READABLE)

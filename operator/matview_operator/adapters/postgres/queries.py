@@ -9,6 +9,7 @@ from typing import NewType, assert_never
 
 import asyncpg
 
+from matview_operator.adapters.postgres.ledger_queries import LEDGER_FLAW
 from matview_operator.api.outcome import RefreshMode
 
 QuotedName = NewType("QuotedName", str)
@@ -16,7 +17,8 @@ QuotedName = NewType("QuotedName", str)
 
 # One round trip at the start of a connection: who and what we talk to, whether the ledger can be used, and the clock.
 # pg_catalog is asked instead of to_regclass(), which fails without USAGE on the schema.
-SERVER = """
+SERVER = (
+    """
 select pg_catalog.current_setting('server_version') as version,
        pg_catalog.current_setting('server_version_num')::int as version_num,
        pg_catalog.current_database() as database,
@@ -30,11 +32,14 @@ select pg_catalog.current_setting('server_version') as version,
                  where a.attrelid = c.oid and not a.attisdropped and a.attname = any ($1::text[])
                    and (a.attname = any ($2::text[]) or pg_catalog.has_column_privilege(c.oid, a.attnum, 'INSERT')))
                 < pg_catalog.cardinality($1::text[]) then 'Outdated'
-           else 'Installed' end
+           else coalesce('Flawed: ' || """  # noqa: S608 - constants only
+    + LEDGER_FLAW
+    + """, 'Installed') end
          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where n.nspname = 'matview_ops' and c.relname = 'refresh_run'), 'Missing') as bookkeeping,
        pg_catalog.clock_timestamp() as now
 """
+)
 
 CLOCK = "select pg_catalog.clock_timestamp() as now"
 

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from matview_operator.adapters.postgres.authentication import Row
     from matview_operator.domain.connection import ConnectionTarget
 
-_FORBIDDEN = "Forbidden"
+_FORBIDDEN, _FLAWED = "Forbidden", "Flawed"
+_BOOKKEEPING = {
+    **{state.value: state for state in Bookkeeping},
+    _FORBIDDEN: Bookkeeping.MISSING,
+    # It is there, and not as `migrate` makes it.
+    _FLAWED: Bookkeeping.OUTDATED,
+}
 _CLOCK_SAMPLES = 3
 
 
@@ -63,7 +69,7 @@ class Session:
         )
         assert row is not None  # a select without from has one row
         self._best_sample = _sample(before, row.now)
-        forbidden = row.bookkeeping == _FORBIDDEN
+        state, _, flaw = row.bookkeeping.partition(": ")
         self.facts = ServerFacts(
             version=row.version.partition(" ")[0],
             version_num=row.version_num,
@@ -71,8 +77,9 @@ class Session:
             role=row.role,
             superuser=bool(row.superuser),
             in_recovery=row.in_recovery,
-            bookkeeping=Bookkeeping.MISSING if forbidden else Bookkeeping(row.bookkeeping),
-            bookkeeping_forbidden=forbidden,
+            bookkeeping=_BOOKKEEPING[state],
+            bookkeeping_forbidden=state == _FORBIDDEN,
+            bookkeeping_flaw=flaw or None,
         )
         return self.facts
 
