@@ -31,7 +31,7 @@ from matview_operator.adapters.postgres.migrations import upgrade
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.adapters.postgres.session import Session
 from matview_operator.adapters.postgres.transaction import work_over
-from matview_operator.adapters.postgres.work import Work
+from matview_operator.adapters.postgres.work import Job
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.api.policy import Isolation
 from matview_operator.api.view import Concurrently
@@ -148,7 +148,8 @@ async def _compare(server: PostgresServer, size: Size, *, ledger: bool) -> list[
         assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
 
     async def transaction() -> None:
-        result = await work_over(session, Work(run=fresh(), target=target))
+        run = fresh()
+        (result,) = await work_over(session, Job(runs=[run], target=target, timeout_seconds=run.timeout_seconds))
         assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
 
     steps: dict[str, Callable[[], Awaitable[None]]] = {

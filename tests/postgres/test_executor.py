@@ -96,7 +96,7 @@ def test_rem_3_one_place_executes_refresh() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "queries.refresh"
     ]
     assert statements == ["queries.py", "queries.py"]  # with CONCURRENTLY and without, in one function
-    assert callers == ["transaction.py"]
+    assert callers == ["steps.py"]
 
 
 def test_rem_4_one_result_model_with_the_required_fields() -> None:

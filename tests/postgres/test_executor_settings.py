@@ -12,7 +12,7 @@ from tests.refreshes import TENANT, TENANT_A, TENANT_B, a_run, refresh
 import matview_operator
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.postgres.transaction import work_through
-from matview_operator.adapters.postgres.work import Work
+from matview_operator.adapters.postgres.work import Job
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.domain.connection import parse_url
@@ -36,15 +36,15 @@ async def test_g3_nothing_set_for_a_run_outlives_it_on_its_connection(bare_datab
     view = await bare_database.make_view()
     before = await bare_database.fetch_as(MV_OPERATOR, READ_SETTINGS, SETTINGS)
     for each in (view, ViewName("public", "missing")):
-        work = Work(run=a_run(each, **TENANT), target=parse_url(bare_database.url()))
+        job = Job(runs=[a_run(each, **TENANT)], target=parse_url(bare_database.url()), timeout_seconds=20)
         try:
-            await work_through(work)
+            await work_through(job)
         except matview_operator.MatviewError:
-            assert work.session is not None
-            await work.session.rollback()
-        assert work.session is not None
-        after = await work.session.rows(READ_SETTINGS, SETTINGS)
-        await work.session.close()
+            assert job.session is not None
+            await job.session.rollback()
+        assert job.session is not None
+        after = await job.session.rows(READ_SETTINGS, SETTINGS)
+        await job.session.close()
         assert [tuple(row.values()) for row in after] == [tuple(row.values()) for row in before]
 
 

@@ -26,6 +26,8 @@ class PendingCommit:
     """A transaction that may have committed."""
 
     xid: str
+    run: Run
+    """One of the transaction's runs."""
     view_oid: int
     claimed: bool
     """Whether its success is a row of the ledger."""
@@ -33,9 +35,7 @@ class PendingCommit:
     """System identifier and timeline, without which a transaction id means nothing; read where there is no ledger."""
 
 
-async def settle_unknown(
-    target: ConnectionTarget, run: Run, pending: PendingCommit, *, seconds: float
-) -> RefreshOutcome:
+async def settle_unknown(target: ConnectionTarget, pending: PendingCommit, *, seconds: float) -> RefreshOutcome:
     """Ask a new connection: SUCCESS, INTERRUPTED (nothing changed), or UNKNOWN when nobody can tell in time.
 
     With the ledger its row is the truth, also on a promoted standby; without it the transaction's status is, on the
@@ -46,7 +46,7 @@ async def settle_unknown(
     try:
         async with asyncio.timeout(seconds):
             while True:
-                outcome = await _ask(target, run, pending, seconds=seconds)
+                outcome = await _ask(target, pending, seconds=seconds)
                 if outcome is not None:
                     return outcome
                 # A server whose backend crashed refuses connections for a moment.
@@ -55,13 +55,14 @@ async def settle_unknown(
         return RefreshOutcome.UNKNOWN
 
 
-async def _ask(target: ConnectionTarget, run: Run, pending: PendingCommit, *, seconds: float) -> RefreshOutcome | None:
+async def _ask(target: ConnectionTarget, pending: PendingCommit, *, seconds: float) -> RefreshOutcome | None:
     """Return None when there was no answer."""
     session: Session | None = None
     try:
         session = await Session.open(target, seconds=seconds)
         status = await _final_status(session, pending.xid)
         if pending.claimed:
+            run = pending.run
             row = await session.row(
                 queries.SETTLED_BY, run.policy_uid, pending.view_oid, run.slot_id, run.correlation_id
             )

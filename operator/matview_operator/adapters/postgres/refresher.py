@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import asyncpg
 
@@ -12,7 +13,7 @@ from matview_operator.adapters.postgres.commit import settle_unknown
 from matview_operator.adapters.postgres.ledger import record_failure
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.transaction import work_through
-from matview_operator.adapters.postgres.work import Stage, Work, success
+from matview_operator.adapters.postgres.work import Job, Stage, success
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.domain.connection import ConnectionTarget
@@ -38,19 +39,24 @@ class Refresher:
         Raises CancelledError only, after the server's side was stopped and rolled back (within 5 s). Its first argument
         is the result nevertheless: a run cancelled during COMMIT may have succeeded.
         """
-        work = Work(run=run, target=target)
-        cancelled = False
-        try:
-            async with asyncio.timeout(run.timeout_seconds + _CLIENT_GRACE_SECONDS):
-                result = await work_through(work)
-        except asyncio.CancelledError as error:
-            cancelled = True
-            result = await _failed(work, error)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong is the run's outcome; none gets lost
-            result = await _failed(work, error)
-        finally:
-            if work.session is not None:
-                await work.session.close()
+        (result,) = await _work(Job(target=target, runs=[run], timeout_seconds=run.timeout_seconds))
+        return result
+
+
+async def _work(job: Job) -> tuple[RefreshResult, ...]:
+    cancelled = False
+    try:
+        async with asyncio.timeout(job.timeout_seconds + _CLIENT_GRACE_SECONDS):
+            results = await work_through(job)
+    except asyncio.CancelledError as error:
+        cancelled = True
+        results = await _failed(job, error)
+    except Exception as error:  # noqa: BLE001 - whatever went wrong is the run's outcome; none gets lost
+        results = await _failed(job, error)
+    finally:
+        if job.session is not None:
+            await job.session.close()
+    for work, result in zip(job.works, results, strict=True):
         log.info(
             "%s %s",
             result.outcome.value,
@@ -67,100 +73,104 @@ class Refresher:
                 **work.log_fields(),
             },
         )
-        if cancelled:
-            raise asyncio.CancelledError(result)
-        return result
+    if cancelled:
+        raise asyncio.CancelledError(*results)
+    return results
 
 
-async def _failed(work: Work, error: Exception | asyncio.CancelledError) -> RefreshResult:
-    if work.stage is Stage.COMMITTED:
+async def _failed(job: Job, error: Exception | asyncio.CancelledError) -> tuple[RefreshResult, ...]:
+    if job.stage is Stage.COMMITTED:
         # Only ANALYZE is left then, and it never fails a run.
-        return success(work)
-    problem = _problem(work, error)
+        return tuple(success(work) for work in job.works)
+    problem = _problem(job, error)
     if problem.reason is RefreshReason.INTERNAL_ERROR:
-        log.error("unexpected error", exc_info=error, extra={"action": "refresh_error", **work.log_fields()})
-    if problem.reason is RefreshReason.CANCELLED and work.remaining() <= 0:
+        log.error("unexpected error", exc_info=error, extra={"action": "refresh_error", **_log_fields(job)})
+    if problem.reason is RefreshReason.CANCELLED and job.remaining() <= 0:
         problem = Problem(
             RefreshReason.TIMEOUT,
-            f"The refresh did not end within {work.run.timeout_seconds:g} s and was cancelled; the old rows stay. "
+            f"The refresh did not end within {job.timeout_seconds:g} s and was cancelled; the old rows stay. "
             "Raise timeoutSeconds or make the view's query faster.",
             sqlstate=problem.sqlstate,
         )
-    if work.stage is Stage.COMMITTING and _unanswered(work, error):
-        return await _settle(work, problem)
+    if job.stage is Stage.COMMITTING and _unanswered(job, error):
+        return await _settle(job, problem)
     outcome = RefreshOutcome.FAILED
     if problem.reason is RefreshReason.SHUTDOWN or (
-        problem.reason is RefreshReason.CONNECTION_LOST and work.stage is not Stage.CONNECTING
+        problem.reason is RefreshReason.CONNECTION_LOST and job.stage is not Stage.CONNECTING
     ):
         outcome = RefreshOutcome.INTERRUPTED
-    problem = await _undo(work, outcome, problem)
-    return work.result(outcome, problem, mode=None if work.choice is None else work.choice.mode)
+    problem = await _undo(job, outcome, problem)
+    return tuple(
+        work.result(outcome, problem, mode=None if work.choice is None else work.choice.mode) for work in job.works
+    )
 
 
-def _problem(work: Work, error: Exception | asyncio.CancelledError) -> Problem:
+def _log_fields(job: Job) -> dict[str, Any]:
+    return (job.at or job.works[0]).log_fields()
+
+
+def _problem(job: Job, error: Exception | asyncio.CancelledError) -> Problem:
     if isinstance(error, asyncio.CancelledError):
         return Problem(RefreshReason.SHUTDOWN, "The run was cancelled before COMMIT; nothing changed.")
     return problem_of(
         error,
-        view_found=work.found is not None,
-        connecting=work.session is None,
-        tenant_setting_given=work.run.isolation is Isolation.TENANT,
+        view_found=job.at is not None and job.at.found is not None,
+        connecting=job.session is None,
+        tenant_setting_given=job.run.isolation is Isolation.TENANT,
     )
 
 
-def _unanswered(work: Work, error: Exception | asyncio.CancelledError) -> bool:
+def _unanswered(job: Job, error: Exception | asyncio.CancelledError) -> bool:
     """Whether COMMIT may have been done though nobody said so."""
     answered = isinstance(error, (Problem, asyncpg.PostgresError))
-    return not answered or work.session is None or work.session.closed
+    return not answered or job.session is None or job.session.closed
 
 
-async def _settle(work: Work, problem: Problem) -> RefreshResult:
-    assert work.pending is not None  # set before COMMIT
-    if work.session is not None:
-        await work.session.close()
-    seconds = min(_SETTLE_SECONDS, work.remaining() + _SETTLE_SECONDS)
-    outcome = await settle_unknown(work.target, work.run, work.pending, seconds=seconds)
+async def _settle(job: Job, problem: Problem) -> tuple[RefreshResult, ...]:
+    assert job.pending is not None  # set before COMMIT
+    if job.session is not None:
+        await job.session.close()
+    seconds = min(_SETTLE_SECONDS, job.remaining() + _SETTLE_SECONDS)
+    outcome = await settle_unknown(job.target, job.pending, seconds=seconds)
     if outcome is RefreshOutcome.SUCCESS:
-        return success(
-            work,
-            Problem(RefreshReason.RECOVERED, "The answer to COMMIT was lost; the server says it committed."),
-        )
+        problem = Problem(RefreshReason.RECOVERED, "The answer to COMMIT was lost; the server says it committed.")
+        return tuple(success(work, problem) for work in job.works)
     if outcome is RefreshOutcome.UNKNOWN:
         problem = Problem(
             RefreshReason.COMMIT_UNKNOWN,
             "The connection was lost during COMMIT and the server could not be asked yet; the next attempt will know.",
         )
-    return work.result(outcome, problem)
+    return tuple(work.result(outcome, problem) for work in job.works)
 
 
-async def _undo(work: Work, outcome: RefreshOutcome, problem: Problem) -> Problem:
+async def _undo(job: Job, outcome: RefreshOutcome, problem: Problem) -> Problem:
     """Roll back and record the failure, best effort; returns the problem, with what the catalogue adds to it."""
-    session, found = work.session, work.found
-    if session is None or session.closed or work.stage is Stage.COMMITTED:
+    session, work = job.session, job.at
+    if session is None or session.closed or job.stage is Stage.COMMITTED:
         return problem
     try:
         async with asyncio.timeout(_ROLLBACK_SECONDS):
             await session.rollback()
-            if found is None:
-                return problem
-            if problem.reason is RefreshReason.ROW_SECURITY_HAZARD:
-                problem = hazard_problem(work.run.view, await session.hazards(found.oid), sqlstate=problem.sqlstate)
-            if work.ledger:
-                await record_failure(
-                    session,
-                    work.run,
-                    outcome=outcome,
-                    problem=problem,
-                    view_oid=found.oid,
-                    attempt=work.attempt,
-                    data_as_of=found.data_as_of,
-                    mode=None if work.choice is None else work.choice.mode,
-                    clock_offset=work.clock_offset,
-                )
+            if work is not None and work.found is not None and problem.reason is RefreshReason.ROW_SECURITY_HAZARD:
+                hazards = await session.hazards(work.found.oid)
+                problem = hazard_problem(work.run.view, hazards, sqlstate=problem.sqlstate)
+            for each in job.works:
+                if job.ledger and each.found is not None:
+                    await record_failure(
+                        session,
+                        each.run,
+                        outcome=outcome,
+                        problem=problem,
+                        view_oid=each.found.oid,
+                        attempt=each.attempt,
+                        data_as_of=each.found.data_as_of,
+                        mode=None if each.choice is None else each.choice.mode,
+                        clock_offset=job.clock_offset,
+                    )
     except (TimeoutError, OSError, *queries.DRIVER_ERRORS) as error:
         log.warning(
             "the failure could not be recorded: %s",
             type(error).__name__,
-            extra={"action": "record_failure", **work.log_fields()},
+            extra={"action": "record_failure", **_log_fields(job)},
         )
     return problem

@@ -1,9 +1,10 @@
-"""What one run knows while it works, and the results it can tell from that."""
+"""What a job and its runs know while they work, and the results they can tell from that."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
@@ -21,7 +22,7 @@ from matview_operator.domain.run import Run
 
 
 class Stage(Enum):
-    """How far a run has come; what an error means depends on it."""
+    """How far a job has come; what an error means depends on it."""
 
     CONNECTING = auto()
     READING = auto()
@@ -33,36 +34,54 @@ class Stage(Enum):
 
 
 @dataclass(slots=True, kw_only=True)
-class Work:
-    """What one run knows so far; read when it ends, however it ends."""
+class Job:
+    """One connection and one transaction, for one run or for several that are to be committed together."""
 
-    run: Run
     target: ConnectionTarget
+    runs: InitVar[Sequence[Run]]
+    """In the order in which they are worked on; at least one."""
+    timeout_seconds: float
+    """For all of them together."""
+    works: tuple[Work, ...] = field(init=False)
+    at: Work | None = None
+    """The view at work, whose an error is; None while all of them are concerned."""
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started: float = field(default_factory=time.monotonic)
     stage: Stage = Stage.CONNECTING
     session: Session | None = None
     ledger: bool = False
     clock_offset: timedelta = timedelta()
+    pending: PendingCommit | None = None
+
+    def __post_init__(self, runs: Sequence[Run]) -> None:
+        self.works = tuple(Work(run=run, job=self) for run in runs)
+
+    @property
+    def run(self) -> Run:
+        """A run that stands for all where they are alike: whose they are, and what they are for."""
+        return self.works[0].run
+
+    def remaining(self) -> float:
+        """Seconds until the timeout."""
+        return self.timeout_seconds - (time.monotonic() - self.started)
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """What is known so far of one view's run; read when it ends, however it ends."""
+
+    run: Run
+    job: Job
     found: Row | None = None
     choice: ModeChoice | None = None
     attempt: int = 1
-    pending: PendingCommit | None = None
     after: Row | None = None
-
-    def elapsed(self) -> float:
-        """Seconds since the run started."""
-        return time.monotonic() - self.started
-
-    def remaining(self) -> float:
-        """Seconds until the run's timeout."""
-        return self.run.timeout_seconds - self.elapsed()
 
     def result(self, outcome: RefreshOutcome, problem: Problem | None = None, **known: Any) -> RefreshResult:
         """A result as of now, with what is known besides."""
         plain = self.run.result(
             outcome,
-            started_at=self.started_at,
+            started_at=self.job.started_at,
             ended_at=datetime.now(UTC),
             reason=None if problem is None else problem.reason,
             message=None if problem is None else problem.message,
@@ -79,6 +98,18 @@ class Work:
             "tenant_key": keys.tenant_key,
             "correlation_id": self.run.correlation_id,
         }
+
+
+def row_of(work: Work) -> Row:
+    """What the lookup found; for what comes after it."""
+    assert work.found is not None  # check_view refuses a missing view
+    return work.found
+
+
+def mode_of(work: Work) -> RefreshMode:
+    """How the view is refreshed; for what comes after the lookup."""
+    assert work.choice is not None  # set by the lookup
+    return work.choice.mode
 
 
 def success(work: Work, problem: Problem | None = None) -> RefreshResult:

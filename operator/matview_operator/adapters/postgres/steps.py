@@ -1,0 +1,138 @@
+"""The steps of a run inside its transaction: lock, look up, REFRESH, claim. The only place that runs REFRESH."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from matview_operator.adapters.postgres import queries
+from matview_operator.adapters.postgres.commit import PendingCommit
+from matview_operator.adapters.postgres.ledger import ATTEMPTS
+from matview_operator.adapters.postgres.session import Session, view_facts
+from matview_operator.adapters.postgres.sqlstate import problem_of
+from matview_operator.adapters.postgres.work import Stage, Work, mode_of, row_of
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.policy import Isolation
+from matview_operator.api.view import Concurrently
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.lock_keys import lock_keys
+from matview_operator.domain.preflight import check_view
+
+log = logging.getLogger(__name__)
+
+_GLOBAL_KEY = lock_keys("").tenant_key
+
+
+async def lock(work: Work, session: Session) -> bool:
+    """Make the settings and try both locks of the view; False if another session has one of them."""
+    run, keys = work.run, work.run.lock_keys
+    shared = run.isolation is Isolation.SHARED
+    log.debug("trying the locks", extra={"action": "lock_attempt", **work.log_fields()})
+    row = await session.row(
+        queries.SETTINGS_AND_LOCKS,
+        max(1, round(work.job.remaining() * 1000)),
+        None if run.lock_timeout_millis is None else str(run.lock_timeout_millis),
+        # Off fails closed where the owner is subject to row-level security, instead of losing rows.
+        "off" if shared else "on",
+        run.tenant_setting,
+        None if shared else run.tenant_id,
+        keys.view_key,
+        keys.tenant_key,
+        _GLOBAL_KEY,
+        [*run.search_path],
+    )
+    assert row is not None  # a select without from has one row
+    if shared and row.leaked_setting:
+        raise Problem(
+            RefreshReason.TENANT_SETTING_LEAKED,
+            f"The connection arrived with {run.tenant_setting} already set: a pooler hands sessions on unreset, or the "
+            "role has a default for it. Set it with SET LOCAL only, or reset it in the pooler.",
+        )
+    held = not (row.own_lock and row.global_lock)
+    if held:
+        log.info("lock held by another session", extra={"action": "lock_held", **work.log_fields()})
+    else:
+        log.info("locks acquired", extra={"action": "lock_acquired", **work.log_fields()})
+    return not held
+
+
+async def look_up(work: Work, session: Session) -> None:
+    """Find the view, what may be done with it, and what the ledger knows of it."""
+    run, job = work.run, work.job
+    job.stage = Stage.READING
+    arguments: list[Any] = [run.view.schema, run.view.name, run.concurrently is not Concurrently.ALWAYS]
+    if job.ledger:
+        row = await session.row(
+            queries.LOOKUP_WITH_LEDGER,
+            *arguments,
+            run.policy_uid,
+            run.slot_id,
+            run.lock_token,
+            None if run.due_at is None else run.due_at + job.clock_offset,
+            ATTEMPTS,
+            run.isolation is Isolation.TENANT,
+        )
+    else:
+        row = await session.row(queries.LOOKUP, *arguments)
+    work.found = row
+    work.choice = check_view(run.view, view_facts(row), concurrently=run.concurrently, server=session.facts)
+
+
+async def refresh(work: Work, session: Session) -> None:
+    """Refresh the view that was looked up."""
+    work.job.stage = Stage.REFRESHING
+    await session.utility(queries.refresh(queries.QuotedName(row_of(work).quoted), mode_of(work)))
+
+
+async def claim(work: Work, session: Session) -> bool:
+    """Re-check the view and write the ledger's row; False when the slot was settled meanwhile."""
+    run, job, found, choice = work.run, work.job, row_of(work), work.choice
+    assert choice is not None  # set by the lookup
+    job.stage = Stage.CLAIMING
+    name = (run.view.schema, run.view.name, found.oid)
+    if job.ledger:
+        row = await session.row(
+            queries.RECHECK_AND_CLAIM,
+            *name,
+            found.inserted,
+            found.deleted,
+            run.policy_uid,
+            str(run.view),
+            run.slot_id,
+            None if run.due_at is None else run.due_at + job.clock_offset,
+            work.attempt,
+            run.lock_token,
+            found.data_as_of,
+            choice.mode.value,
+            None if choice.reason is None else choice.reason.value,
+            run.correlation_id,
+        )
+    else:
+        row = await session.row(queries.RECHECK, *name)
+    if row is None:
+        raise Problem(
+            RefreshReason.VIEW_REPLACED,
+            f"Another relation took the name {found.quoted} while it was refreshed; everything was rolled back.",
+        )
+    work.after = row
+    job.pending = PendingCommit(
+        xid=row.xid,
+        run=run,
+        view_oid=found.oid,
+        claimed=job.ledger,
+        identity=None if job.ledger else (row.system_identifier, row.timeline),
+    )
+    return not job.ledger or row.run_id is not None
+
+
+async def analyze(work: Work, session: Session) -> None:
+    """Plan with the new rows' statistics; in a transaction of its own, and never the run's failure."""
+    try:
+        await session.begin()
+        timeout = str(max(1, round(work.job.remaining() * 1000)))
+        target = await session.row(queries.ANALYZE_TARGET, row_of(work).oid, timeout)
+        if target is not None:
+            await session.utility(queries.analyze(queries.QuotedName(target.quoted)))
+        await session.commit()
+    except (Problem, OSError, *queries.DRIVER_ERRORS) as error:
+        log.warning("ANALYZE failed: %s", problem_of(error).message, extra={"action": "analyze", **work.log_fields()})
