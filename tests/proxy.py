@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
 Loss = Literal["request", "answer"]
@@ -28,6 +29,10 @@ class Fault:
     loses: Loss
     silent: bool = False
     """Silence: both sides stay connected and hear nothing more. Else the client's side is closed."""
+    says: Callable[[], Iterable[bytes]] | None = None
+    """What the client hears in place of an answer, as fast as it reads; then silence."""
+    slow: bool = False
+    """The answer comes, one byte a second."""
     network_too: bool = False
     """From then on no new connection hears anything either."""
     happened: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,6 +93,11 @@ class Proxy:
         answers = asyncio.create_task(_pump(server, to_client))
         try:
             fault, statement = await self._forward_until_fault(client, to_server)
+            if fault.slow:
+                await _end(answers)
+                to_server.write(statement)
+                fault.happened.set()
+                await _trickle(server, to_client)
             if fault.loses == "answer":
                 # All earlier answers have been carried, or the client would not have sent this.
                 await _end(answers)
@@ -95,7 +105,12 @@ class Proxy:
                 await server.readexactly(1)
             self.is_dead = fault.network_too
             fault.happened.set()
-            if fault.silent:
+            if fault.says is not None:
+                await _end(answers)
+                for words in fault.says():
+                    to_client.write(words)
+                    await to_client.drain()
+            if fault.silent or fault.says is not None:
                 await _end(answers)
                 await asyncio.Event().wait()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -144,6 +159,12 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
             target.write(chunk)
             await target.drain()
     target.close()
+
+
+async def _trickle(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while byte := await source.read(1):
+        target.write(byte)
+        await asyncio.sleep(1)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -1,11 +1,13 @@
-"""A password is only proven, never sent, unless TLS has verified who asks.
+"""A password is only proven, never sent, unless TLS has verified who asks; and no server says more than we can hold.
 
 asyncpg answers a server's request for a clear-text or MD5 password whatever the connection. Between us and it stands
 this protocol: it reads the authentication requests before asyncpg does and drops the connection on such a request.
+What comes after the greeting it has checked by Frames.
 """
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from typing import Any, cast
@@ -13,15 +15,22 @@ from typing import Any, cast
 import asyncpg
 from asyncpg import protocol as asyncpg_protocol
 
+from matview_operator.adapters.postgres.frames import HEADER_BYTES, Frames
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.errors import Problem
+
 _AUTHENTICATION = ord("R")
 _READY = ord("Z")
-_HEADER_BYTES = 5
 _REQUEST_BYTES = 9
 """Of an authentication message up to the number that says what it asks for."""
 _OK = 0
 _CLEAR_TEXT = 3
 _MD5 = 5
 _SASL = frozenset({10, 11, 12})
+_SASL_CONTINUE = 11
+_MANY_ITERATIONS = re.compile(rb",i=0*[1-9]\d{6}")
+"""Half a second of SCRAM and more, in which nothing else runs here. PostgreSQL's default is 4,096; a hostile server can
+ask for two milliards."""
 _GREETING_BYTES = 65_536
 """No honest server says more than this before it is ready for a query."""
 
@@ -54,6 +63,8 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         self._connected_future = connected
         self._greeting: bytearray | None = bytearray()
         self._greeted = 0
+        self._frames = Frames()
+        self._refused: Exception | None = None
         self._wire: Any = None
 
     def connection_made(self, transport: Any) -> None:
@@ -63,32 +74,54 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
 
     def data_received(self, data: bytes) -> None:
         if self._greeting is None:
-            super().data_received(data)
+            self._hand_on(data)
             return
         # Whole messages only are handed on, so that no request is answered before it has been read; and up to the first
         # ReadyForQuery, because asyncpg would answer another request even after the one that says we are in.
         self._greeting += data
         self._greeted += len(data)
-        while self._greeting is not None and len(self._greeting) >= _HEADER_BYTES:
-            length = 1 + int.from_bytes(self._greeting[1:_HEADER_BYTES], "big")
-            if length < _HEADER_BYTES or max(length, self._greeted) > _GREETING_BYTES:
+        while self._greeting is not None and len(self._greeting) >= HEADER_BYTES:
+            length = 1 + int.from_bytes(self._greeting[1:HEADER_BYTES], "big")
+            if length < HEADER_BYTES or max(length, self._greeted) > _GREETING_BYTES:
                 self._refuse(asyncpg.InterfaceError("the greeting is none of PostgreSQL's"))
                 return
             if len(self._greeting) < length:
                 return
             message = bytes(self._greeting[:length])
             del self._greeting[:length]
-            if message[0] == _AUTHENTICATION and not self._may_be_answered(message):
-                self._refuse(PasswordExposed("The server asked for the password itself."))
+            refusal = self._refusal(message) if message[0] == _AUTHENTICATION else None
+            if refusal is not None:
+                self._refuse(refusal)
                 return
-            if message[0] == _READY:
-                message += bytes(self._greeting)
-                self._greeting = None
             super().data_received(message)
+            if message[0] == _READY:
+                rest, self._greeting = bytes(self._greeting), None
+                self._hand_on(rest)
 
-    def _may_be_answered(self, message: bytes) -> bool:
-        request = int.from_bytes(message[_HEADER_BYTES:_REQUEST_BYTES], "big")
-        return request == _OK or request in _SASL or (request in (_CLEAR_TEXT, _MD5) and self._verified())
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(self._refused or exc)
+
+    def _hand_on(self, data: bytes) -> None:
+        try:
+            admitted = self._frames.admit(data)
+        except Problem as problem:
+            self._refuse(problem)
+        else:
+            if admitted:
+                super().data_received(admitted)
+
+    def _refusal(self, message: bytes) -> Exception | None:
+        """Why this authentication request is not to be answered, if it is not."""
+        request = int.from_bytes(message[HEADER_BYTES:_REQUEST_BYTES], "big")
+        if request == _SASL_CONTINUE and _MANY_ITERATIONS.search(message):
+            return Problem(
+                RefreshReason.AUTHENTICATION_FAILED,
+                "The server asks for a million iterations of SCRAM or more, for which everything else would have to "
+                "wait. Lower scram_iterations there, and set the role's password anew.",
+            )
+        if request == _OK or request in _SASL or (request in (_CLEAR_TEXT, _MD5) and self._verified()):
+            return None
+        return PasswordExposed("The server asked for the password itself.")
 
     def _verified(self) -> bool:
         tls = cast("ssl.SSLObject | None", self._wire.get_extra_info("ssl_object"))
@@ -96,6 +129,7 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
 
     def _refuse(self, why: Exception) -> None:
         self._greeting = bytearray()
+        self._refused = why
         if not self._connected_future.done():
             self._connected_future.set_exception(why)
         self._wire.abort()

@@ -86,6 +86,7 @@ select pg_catalog.set_config('statement_timeout', $1::int::text, true),
        pg_catalog.set_config('lock_timeout', coalesce($2, (extract(epoch from
          pg_catalog.current_setting('deadlock_timeout')::interval) * 1000 + 500)::int::text), true),
        pg_catalog.set_config('idle_in_transaction_session_timeout', '10000', true),
+       pg_catalog.set_config('client_min_messages', 'error', true),
        pg_catalog.set_config('client_connection_check_interval', '500', true),
        case when pg_catalog.current_setting('server_version_num')::int >= 170000
          then pg_catalog.set_config('transaction_timeout', ($1::int + 500)::text, true) end,

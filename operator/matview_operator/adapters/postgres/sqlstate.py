@@ -75,7 +75,10 @@ def problem_of(  # noqa: PLR0911 - a table of cases
     # A backend that ends says why; asyncpg raises that it is gone, and keeps the server's word beside it.
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error.__context__, asyncpg.PostgresError):
         error = error.__context__
-    if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(error.__cause__, asyncpg.PostgresError):
+    # So it does where our own guard dropped the connection.
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(
+        error.__cause__, (asyncpg.PostgresError, Problem)
+    ):
         error = error.__cause__
     match error:
         case Problem():
