@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from matview_operator.commands import Commands, run_safely, setting, url_of, with_database
+from matview_operator.commands import Commands, run_safely, setting, url_of, verbose_errors, with_database
 
 ISOLATIONS = ("Shared", "Tenant")
 CONCURRENTLY = ("IfPossible", "Always", "Never")
@@ -105,6 +105,7 @@ def main() -> None:
     type=click.Choice(("json", "text")),
     help="json for machines, text for a terminal. [env: MATVIEW_LOG_FORMAT; default: json]",
 )
+@verbose_errors
 def run(**options: Any) -> None:
     """Run the operator until SIGTERM.
 
@@ -161,6 +162,7 @@ def run(**options: Any) -> None:
     show_default=True,
     help="json is one array with the results.",
 )
+@verbose_errors
 def refresh(
     *,
     views: tuple[str, ...],
@@ -173,6 +175,7 @@ def refresh(
     timeout: float,
     correlation_id: str | None,
     output: str,
+    verbose_errors: bool,
 ) -> None:
     """Refresh materialized views now, under the operator's locks.
 
@@ -206,6 +209,7 @@ def refresh(
         concurrently=Concurrently(concurrently),
         timeout_seconds=timeout,
         idempotent=correlation_id is not None,
+        verbose_errors=verbose_errors,
     )
     work = (
         refresh_all(target=target, request=request)

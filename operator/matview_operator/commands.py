@@ -59,6 +59,19 @@ def setting(*names: str, **attributes: Any) -> Callable[[Callable[..., None]], C
     return click.option(*names, allow_from_autoenv=False, **attributes)
 
 
+def verbose_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --verbose-errors."""
+    option = click.option(
+        "--verbose-errors",
+        is_flag=True,
+        envvar="MATVIEW_VERBOSE_ERRORS",
+        allow_from_autoenv=False,
+        help="Repeat what the server says of an error inside a view's query; it may hold rows. "
+        "[env: MATVIEW_VERBOSE_ERRORS]",
+    )
+    return option(command)
+
+
 def with_database(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the two options that name the database."""
     for option in (

@@ -46,6 +46,9 @@ class Options(TypedDict, total=False):
     """Whether a correlation id does its work once only, for ever: a later call with the same one, the same isolation
     and tenant reports what was done then (`error_type` is Recovered). Needs the ledger (`matview-operator migrate`);
     without it, or without a correlation id, every call refreshes."""
+    verbose_errors: bool
+    """Whether a result repeats what the server says of an error inside a view's query. It may hold rows, and goes to
+    logs too; without it, only the kind of error is told."""
 
 
 async def refresh_single_async(
@@ -59,7 +62,7 @@ async def refresh_single_async(
     """
     view = ViewName.from_raw(view_name)
     target, request = _order(tenant_id, correlation_id, **options)
-    return await Refresher().refresh(target=target, run=request.run(view))
+    return await Refresher(verbose_errors=request.verbose_errors).refresh(target=target, run=request.run(view))
 
 
 async def refresh_all_for_tenant_async(
@@ -106,7 +109,7 @@ async def refresh_in_order(
 
     Cancelled, it raises CancelledError whose first argument is the result of the view at work.
     """
-    refresher = Refresher()
+    refresher = Refresher(verbose_errors=request.verbose_errors)
     failed: dict[ViewName, str] = {}
     for view in views:
         blame = next((failed[upstream] for upstream in sorted(reads.get(view, ())) if upstream in failed), None)
@@ -154,6 +157,7 @@ def _order(
     concurrently: Concurrently | str = Concurrently.IF_POSSIBLE,
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     idempotent: bool = False,
+    verbose_errors: bool = False,
 ) -> tuple[ConnectionTarget, Request]:
     url = database_url or os.environ.get(URL_VARIABLE)
     if not url:
@@ -171,6 +175,7 @@ def _order(
         concurrently=how,
         timeout_seconds=timeout_seconds,
         idempotent=idempotent,
+        verbose_errors=verbose_errors,
     )
 
 
@@ -182,6 +187,7 @@ def new_request(
     concurrently: Concurrently,
     timeout_seconds: float,
     idempotent: bool,
+    verbose_errors: bool = False,
 ) -> Request:
     """Make a request; a missing correlation id is made up. Raises InvalidRequest."""
     unique = str(uuid.uuid4())
@@ -194,6 +200,7 @@ def new_request(
         correlation_id=known,
         # The ledger settles a token once and for all, so work that is to be repeatable needs a new one each time.
         token=known if idempotent else f"{known}/{unique}",
+        verbose_errors=verbose_errors,
     )
 
 

@@ -81,7 +81,7 @@ class _Operator:
         )
         self._events = KubeEvents(api)
         self._supervisor = Supervisor(
-            executor=Refresher(),
+            executor=Refresher(verbose_errors=self._settings.verbose_errors),
             inspector=Inspector(),
             secrets=SecretReader(api),
             writer=KubeStatusWriter(api),

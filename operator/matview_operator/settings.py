@@ -34,5 +34,8 @@ class Settings(BaseSettings):
     """What is logged at least."""
     log_format: Literal["json", "text"] = "json"
     """json for machines, text for a terminal."""
+    verbose_errors: bool = False
+    """Whether status, events and logs repeat what the server says of an error inside a view's query. It may hold rows;
+    without it, only the kind of error is told."""
     revision: str = "unknown"
     """Commit that the image was built from, for matview_build_info."""

@@ -170,6 +170,36 @@ async def test_an_error_inside_the_views_query(database: Database, expression: s
     assert await database.value_as(APP_OWNER, "select count(*) from mv") == 0
 
 
+@pytest.mark.parametrize(
+    "expression",
+    ["(name || v)::int", "public.raises(name)", "public.raises_as_resources(name)"],
+    ids=["cast", "raise", "raise under a state of ours"],
+)
+async def test_t9_rows_in_an_error_of_the_views_query_are_not_repeated(database: Database, expression: str) -> None:
+    await database.execute_as(
+        APP_OWNER,
+        f"""
+        create table source (id int, name text, v int);
+        create function raises(name text) returns int language plpgsql as
+          $$ begin raise exception 'no %', name using detail = name, hint = name; end $$;
+        create function raises_as_resources(name text) returns int language plpgsql as
+          $$ begin raise exception 'no %', name using errcode = '53400'; end $$;
+        create materialized view mv as select id, {expression} as x from source;
+        create unique index on mv (id);
+        insert into source values (1, '{CANARY}', 10);
+        """,
+    )
+    result = await refresh(database, public("mv"))
+    assert result.outcome is RefreshOutcome.FAILED
+    assert CANARY not in result.model_dump_json()
+    assert CANARY not in str(await database.fetch_as(SUPERUSER, "select * from matview_ops.refresh_run"))
+    verbose = Refresher(verbose_errors=True)
+    told = await verbose.refresh(target=parse_url(database.url()), run=a_run(public("mv")))
+    assert told.error_message
+    assert CANARY in told.error_message
+    assert "DETAIL" not in told.error_message
+
+
 async def test_cancelled_by_somebody_is_not_a_timeout(database: Database) -> None:
     gated = await GatedView.make(database)
     await gated.shut()

@@ -24,6 +24,7 @@ def test_each_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> Non
         "LOG_FORMAT": "text",
         "HOST": "127.0.0.1",
         "REVISION": "abc",
+        "VERBOSE_ERRORS": "true",
         "OF_ANOTHER_VERSION": "x",
     }.items():
         monkeypatch.setenv(f"MATVIEW_{name}", value)
@@ -36,6 +37,7 @@ def test_each_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> Non
         "log_level": "DEBUG",
         "log_format": "text",
         "revision": "abc",
+        "verbose_errors": True,
     }
 
 

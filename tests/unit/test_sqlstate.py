@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matview_operator.adapters.postgres.sqlstate import ROW_SECURITY_ROUTINE, cut, problem_of
+from matview_operator.adapters.postgres.sqlstate import ROW_SECURITY_ROUTINE, problem_of
 from matview_operator.api.outcome import RefreshReason as Reason
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import MESSAGE_BYTES
+from matview_operator.domain.text import is_printable, shown
 
 IN_THE_RUN = {
     "42P01": Reason.VIEW_NOT_FOUND,
@@ -133,13 +136,77 @@ def test_detail_hint_and_context_stay_out() -> None:
     assert "another tenant" not in f"{problem.message}{problem.args}"
 
 
+SECRET = "c4rd-4929"
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "routine", "told"),
+    [
+        ("22P02", f'invalid input syntax for type integer: "{SECRET}"', "pg_strtoint32", "representation error"),
+        ("22012", "division by zero", "int4div", "division by zero error"),
+        ("P0001", f"odd row {SECRET}", "exec_stmt_raise", "raise error"),
+        ("P0004", f"assertion about {SECRET}", "exec_stmt_assert", "assert error"),
+        ("53400", f"raised under a state of ours: {SECRET}", "exec_stmt_raise", "configuration limit exceeded error"),
+        ("42P01", f"raised under a state of ours: {SECRET}", "PLy_elog_impl", "undefined table error"),
+        ("ZZ999", SECRET, "anything", "error"),
+        ("XX000", SECRET, "anything", "internal server error"),
+    ],
+)
+def test_t9_of_an_error_inside_the_views_query_only_the_kind_is_told(
+    state: str, message: str, routine: str, told: str
+) -> None:
+    error = server_error(state, message, R=routine, D=SECRET)
+    problem = problem_of(error, view_found=True)
+    assert SECRET not in f"{problem.message}{problem.args}"
+    assert f"{told} (SQLSTATE {state})" in problem.message
+    assert "--verbose-errors" in problem.message
+    assert problem.sqlstate == state
+    assert message in problem_of(error, view_found=True, verbose=True).message
+
+
+def test_t9_a_tenants_own_bad_value_is_not_repeated_either() -> None:
+    problem = problem_of(server_error("22P02", SECRET), view_found=True, tenant_setting_given=True)
+    assert problem.reason is Reason.TENANT_SETTING_INVALID
+    assert SECRET not in problem.message
+
+
+@pytest.mark.parametrize("state", ["42P01", "42501", "53400", "55P03", "23505", "21000"])
+def test_what_postgresql_itself_says_of_names_and_limits_is_told(state: str) -> None:
+    assert "its own words" in problem_of(server_error(state, "its own words", R="own"), view_found=True).message
+
+
+def test_a_name_that_the_databases_encoding_cannot_write_is_no_view() -> None:
+    for state in ("22P05", "22021"):
+        assert problem_of(server_error(state)).reason is Reason.VIEW_NOT_FOUND
+        assert problem_of(server_error(state), tenant_setting_given=True).reason is Reason.TENANT_SETTING_INVALID
+        assert problem_of(server_error(state), view_found=True).reason is Reason.VIEW_QUERY_FAILED
+
+
 @given(st.text(max_size=3000))
-def test_any_message_is_cut_to_one_kibibyte_that_the_ledger_can_hold(text: str) -> None:
-    message = problem_of(server_error("P0001", text)).message
+def test_any_message_is_one_line_of_one_kibibyte_that_the_ledger_can_hold(text: str) -> None:
+    message = problem_of(server_error("42501", text)).message
     assert len(message.encode()) <= MESSAGE_BYTES
-    assert "\0" not in message
-    assert text.replace("\0", "")[:200] in message
+    assert message.endswith(" (SQLSTATE 42501)")
+    assert is_printable(message)
+    if is_printable(text):
+        assert message.startswith(text[:200])
+
+
+@given(st.text(max_size=50))
+def test_what_a_hostile_server_calls_its_state_is_a_state_or_nothing(state: str) -> None:
+    problem = problem_of(server_error(state), view_found=True)
+    assert re.fullmatch("([0-9A-Z]{5})?", str(problem.sqlstate))
+    assert len(problem.message) < MESSAGE_BYTES
 
 
 def test_a_cut_never_splits_a_character() -> None:
-    assert cut("x" + "€" * 1000) == "x" + "€" * 341
+    assert shown("x" + "€" * 1000, size=1024) == "x" + "€" * 341
+
+
+def test_a_text_of_a_hundred_megabytes_is_not_walked_through() -> None:
+    text = "x" * 100_000_000
+    assert shown(text, size=1024) == text[:1024]
+
+
+def test_escape_sequences_and_marks_of_direction_do_not_reach_a_terminal() -> None:
+    assert shown("a\x1b[2Jb\u202ec\r\nd\0", size=99) == "a\ufffd[2Jb\ufffdc  d\ufffd"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.scalar import CONDITION_MESSAGE_CHARACTERS
+from matview_operator.domain.text import shown
 
 
 class MatviewError(Exception):
@@ -22,10 +24,13 @@ class InvalidTarget(MatviewError):
 
 
 class Problem(MatviewError):
-    """What stands between a policy and a fresh view: a reason of the closed set and what to do about it."""
+    """What stands between a policy and a fresh view: a reason of the closed set and what to do about it.
+
+    The message may repeat names, a hostile server's too: it is one line, and no longer than a condition's may be.
+    """
 
     def __init__(self, reason: RefreshReason, message: str, *, sqlstate: str | None = None) -> None:
-        super().__init__(message)
         self.reason = reason
-        self.message = message
+        self.message = shown(message, size=CONDITION_MESSAGE_CHARACTERS)
+        super().__init__(self.message)
         self.sqlstate = sqlstate

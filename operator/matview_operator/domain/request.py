@@ -33,6 +33,8 @@ class Request:
     token: str
     """What the ledger knows the work by: one token does its work once. The correlation id where the caller wants that;
     else something that nobody used before."""
+    verbose_errors: bool = False
+    """Whether results repeat the server's words where they may hold rows."""
 
     def __post_init__(self) -> None:
         if self.tenant_id == GLOBAL:

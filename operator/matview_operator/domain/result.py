@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
+from matview_operator.api.scalar import Count
 
 MESSAGE_BYTES = 1024
 
@@ -40,12 +41,12 @@ class RefreshResult(BaseModel):
     lock_key_debug: str
     """`view_key=…,tenant_key=…`"""
     mode: RefreshMode | None = None
-    data_as_of: datetime | None = None
+    data_as_of: AwareDatetime | None = None
     """The server's clock just before REFRESH: what the rows reflect."""
-    verified_at: datetime | None = None
+    verified_at: AwareDatetime | None = None
     """When the rows were last known to be current, on the server's clock."""
-    rows_inserted: int | None = None
-    rows_deleted: int | None = None
-    estimated_rows: int | None = None
-    size_bytes: int | None = None
-    attempts: int = 1
+    rows_inserted: Count | None = None
+    rows_deleted: Count | None = None
+    estimated_rows: Count | None = None
+    size_bytes: Count | None = None
+    attempts: Count = 1

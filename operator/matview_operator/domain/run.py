@@ -11,7 +11,8 @@ from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Analyze, Isolation
 from matview_operator.api.view import Concurrently
 from matview_operator.domain.lock_keys import LockKeys, lock_keys
-from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.result import MESSAGE_BYTES, RefreshResult
+from matview_operator.domain.text import shown
 from matview_operator.domain.view import GLOBAL, TenantToken, ViewName
 
 SlotId = NewType("SlotId", str)
@@ -72,7 +73,7 @@ class Run:
             started_at=started_at,
             duration_ms=max(0, round((ended_at - started_at).total_seconds() * 1000)),
             error_type=reason,
-            error_message=message,
+            error_message=None if message is None else shown(message, size=MESSAGE_BYTES),
             lock_key_debug=str(self.lock_keys),
         )
 

@@ -12,6 +12,9 @@ from matview_operator.domain.errors import Problem
 MAINTAIN_SINCE = 170_000
 """server_version_num of the first PostgreSQL with the MAINTAIN privilege."""
 
+VERSION_BYTES = 64
+"""Of a version's text; the status holds no more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:

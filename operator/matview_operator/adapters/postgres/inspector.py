@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
+
+import asyncpg
 
 from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
+from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.errors import Problem
@@ -16,6 +20,8 @@ from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.mode import ModeChoice
 from matview_operator.domain.preflight import check_view, hazard_problem
 from matview_operator.domain.server import ServerFacts, check_server
+
+log = logging.getLogger(__name__)
 
 INSPECTION_SECONDS = 30.0
 """For all the views of one database together."""
@@ -40,12 +46,19 @@ class Inspector:
                     return Inspection(server=facts, answers=answers)
                 finally:
                     await session.close()
-        except (Problem, TimeoutError, OSError, *queries.DRIVER_ERRORS) as error:
-            raise problem_of(error) from None
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.reason is RefreshReason.INTERNAL_ERROR:
+                log.exception("unexpected error", extra={"action": "preflight_error"})
+            raise problem from None
 
 
 async def _answer(session: Session, facts: ServerFacts, check: ViewCheck) -> ModeChoice | Problem:
-    row = await session.row(queries.LOOKUP, check.view.schema, check.view.name, False)
+    try:
+        row = await session.row(queries.LOOKUP, check.view.schema, check.view.name, False)
+    except asyncpg.DataError as error:
+        # A name that this database's encoding cannot write concerns this view alone.
+        return problem_of(error)
     found = view_facts(row)
     try:
         choice = check_view(check.view, found, concurrently=check.concurrently, server=facts)

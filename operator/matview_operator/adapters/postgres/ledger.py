@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from matview_operator.adapters.postgres import queries
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome
+from matview_operator.domain.result import MESSAGE_BYTES
+from matview_operator.domain.text import shown
 
 if TYPE_CHECKING:
     from matview_operator.adapters.postgres.session import Session
@@ -82,6 +84,6 @@ async def record_failure(
         None if mode is None else mode.value,
         problem.reason.value,
         problem.sqlstate,
-        problem.message,
+        shown(problem.message, size=MESSAGE_BYTES),
         run.correlation_id,
     )

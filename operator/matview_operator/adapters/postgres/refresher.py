@@ -33,13 +33,24 @@ _SETTLE_SECONDS = 3.0
 class Refresher:
     """Runs refreshes. Holds no state: two runs share nothing but the server."""
 
+    def __init__(self, *, verbose_errors: bool = False) -> None:
+        """`verbose_errors`: results repeat what the server says of an error inside a view's query; it may hold rows."""
+        self._verbose_errors = verbose_errors
+
     async def refresh(self, *, target: ConnectionTarget, run: Run) -> RefreshResult:
         """Refresh one view and say how it ended; ends within the run's timeout + 5 s.
 
         Raises CancelledError only, after the server's side was stopped and rolled back (within 5 s). Its first argument
         is the result nevertheless: a run cancelled during COMMIT may have succeeded.
         """
-        (result,) = await _work(Job(target=target, runs=[run], timeout_seconds=run.timeout_seconds))
+        (result,) = await _work(
+            Job(
+                target=target,
+                runs=[run],
+                timeout_seconds=run.timeout_seconds,
+                verbose_errors=self._verbose_errors,
+            )
+        )
         return result
 
 
@@ -117,6 +128,7 @@ def _problem(job: Job, error: Exception | asyncio.CancelledError) -> Problem:
         view_found=job.at is not None and job.at.found is not None,
         connecting=job.session is None,
         tenant_setting_given=job.run.isolation is Isolation.TENANT,
+        verbose=job.verbose_errors,
     )
 
 

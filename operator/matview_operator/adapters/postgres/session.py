@@ -13,7 +13,10 @@ from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.preflight import RowSecurityHazard, ViewFacts
-from matview_operator.domain.server import ServerFacts
+from matview_operator.domain.result import MESSAGE_BYTES
+from matview_operator.domain.server import VERSION_BYTES, ServerFacts
+from matview_operator.domain.text import shown
+from matview_operator.domain.view import IDENTIFIER_BYTES
 
 if TYPE_CHECKING:
     import asyncpg
@@ -71,15 +74,15 @@ class Session:
         self._best_sample = _sample(before, row.now)
         state, _, flaw = row.bookkeeping.partition(": ")
         self.facts = ServerFacts(
-            version=row.version.partition(" ")[0],
+            version=shown(row.version.partition(" ")[0], size=VERSION_BYTES),
             version_num=row.version_num,
-            database=row.database,
-            role=row.role,
+            database=shown(row.database, size=IDENTIFIER_BYTES),
+            role=shown(row.role, size=IDENTIFIER_BYTES),
             superuser=bool(row.superuser),
-            in_recovery=row.in_recovery,
+            in_recovery=bool(row.in_recovery),
             bookkeeping=_BOOKKEEPING[state],
             bookkeeping_forbidden=state == _FORBIDDEN,
-            bookkeeping_flaw=flaw or None,
+            bookkeeping_flaw=shown(flaw, size=MESSAGE_BYTES) or None,
         )
         return self.facts
 

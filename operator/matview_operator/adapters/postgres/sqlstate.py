@@ -1,17 +1,25 @@
 """The one table from SQLSTATE to reason. A message's text is shown, cut, and never read.
 
-Only the primary message is carried: DETAIL of a unique violation and CONTEXT of a function hold rows.
+Only the primary message is carried: DETAIL of a unique violation and CONTEXT of a function hold rows. So may the
+primary message of an error inside the view's query (`invalid input syntax for type integer: "…"`, RAISE), and whoever
+may read a policy's status need not be allowed to read its rows: of such an error only the condition's name is told.
 """
 
 from __future__ import annotations
+
+import re
 
 import asyncpg
 
 from matview_operator.api.outcome import RefreshReason as Reason
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import MESSAGE_BYTES
+from matview_operator.domain.text import shown
 
 ROW_SECURITY_ROUTINE = "check_enable_rls"
+_RAISED_BY_A_FUNCTION = frozenset({"exec_stmt_raise", "exec_stmt_assert", "PLy_elog_impl", "croak_cstr", "pltcl_elog"})
+"""Routines by which PL/pgSQL, PL/Python, PL/Perl and PL/Tcl say what their author wrote, under any SQLSTATE."""
+_MAY_QUOTE_ROWS = frozenset({Reason.VIEW_QUERY_FAILED, Reason.TENANT_SETTING_INVALID})
 
 _STATES: dict[str, Reason] = {
     "42P01": Reason.VIEW_NOT_FOUND,
@@ -60,17 +68,25 @@ _REMEDIES: dict[Reason, str] = {
 _UNQUALIFIED_NAME = frozenset({"42P01", "42883", "42704"})
 _UNSUPPORTED = "0A000"
 _BAD_VALUE = "22P02"
+_NOT_IN_THIS_ENCODING = frozenset({"22021", "22P05"})
+_STATE = re.compile("[0-9A-Z]{5}")
 _CONNECTION = "08"
 _PROTOCOL_VIOLATION = "08P01"
 
 
 def problem_of(  # noqa: PLR0911 - a table of cases
-    error: BaseException, *, view_found: bool = False, connecting: bool = False, tenant_setting_given: bool = False
+    error: BaseException,
+    *,
+    view_found: bool = False,
+    connecting: bool = False,
+    tenant_setting_given: bool = False,
+    verbose: bool = False,
 ) -> Problem:
     """Classify whatever a conversation with the server raised.
 
     `view_found`: the lookup had found a materialized view, so that a missing name lies inside its query.
     `connecting`: nothing had been asked of the server yet. `tenant_setting_given`: the run is a tenant's own.
+    `verbose`: the server's words are told though they may hold rows.
     """
     # A backend that ends says why; asyncpg raises that it is gone, and keeps the server's word beside it.
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error.__context__, asyncpg.PostgresError):
@@ -84,33 +100,38 @@ def problem_of(  # noqa: PLR0911 - a table of cases
         case Problem():
             return error
         case asyncpg.PostgresError():
-            state = error.sqlstate or ""
+            state = _state_of(error)
             reason = _reason_of(error, state, view_found=view_found, connecting=connecting, tenant=tenant_setting_given)
-            message = error.args[0] if error.args else "server error"
-            text = f"{message} (SQLSTATE {state})"
             remedy = _REMEDIES.get(reason)
-            if remedy is not None:
-                text = f"{cut(text, spare=len(remedy.encode()) + 2)}. {remedy}"
-            return Problem(reason, cut(text), sqlstate=state)
+            end = f" (SQLSTATE {state})" + ("" if remedy is None else f". {remedy}")
+            if not verbose and view_found and _may_quote_rows(error, reason):
+                return Problem(reason, f"{_without_rows(error, state)} {remedy or ''}".rstrip(), sqlstate=state)
+            message = str(error.args[0]) if error.args else "server error"
+            return Problem(reason, shown(message, size=MESSAGE_BYTES - len(end.encode())) + end, sqlstate=state)
         case TimeoutError() if connecting:
             return Problem(Reason.CONNECTION_FAILED, "The server did not answer in time. Check host, port and network.")
         case TimeoutError():
             return Problem(Reason.TIMEOUT, "The run did not end within its timeout.")
         case asyncpg.InterfaceError() | asyncpg.InternalClientError() | OSError() | EOFError():
             if connecting:
-                return Problem(Reason.CONNECTION_FAILED, cut(f"Cannot connect: {_system_text(error)}."))
+                return Problem(Reason.CONNECTION_FAILED, f"Cannot connect: {_system_text(error)}.")
             return Problem(Reason.CONNECTION_LOST, "The connection to the server was lost.")
         case _:
             return Problem(Reason.INTERNAL_ERROR, f"An unexpected {type(error).__name__}; the log has its trace.")
 
 
-def _reason_of(error: asyncpg.PostgresError, state: str, *, view_found: bool, connecting: bool, tenant: bool) -> Reason:
+def _reason_of(  # noqa: PLR0911 - a table of cases
+    error: asyncpg.PostgresError, state: str, *, view_found: bool, connecting: bool, tenant: bool
+) -> Reason:
     if state in _UNQUALIFIED_NAME and view_found:
         return Reason.UNSAFE_SEARCH_PATH
     if state == _UNSUPPORTED and view_found:
         return Reason.NOT_POPULATED
     if state[:2] == _CONNECTION and connecting:
         return Reason.CONNECT_REJECTED if state == _PROTOCOL_VIOLATION else Reason.CONNECTION_FAILED
+    if state in _NOT_IN_THIS_ENCODING and not view_found:
+        # A name or tenant id with characters that this database's encoding has not.
+        return Reason.TENANT_SETTING_INVALID if tenant else Reason.VIEW_NOT_FOUND
     if state == _BAD_VALUE and tenant:
         return Reason.TENANT_SETTING_INVALID
     if getattr(error, "server_source_function", None) == ROW_SECURITY_ROUTINE:
@@ -118,9 +139,24 @@ def _reason_of(error: asyncpg.PostgresError, state: str, *, view_found: bool, co
     return _STATES.get(state) or _CLASSES.get(state[:2]) or Reason.VIEW_QUERY_FAILED
 
 
-def cut(text: str, *, spare: int = 0) -> str:
-    """Cut to 1 KiB of UTF-8, less `spare` bytes, at a character's border, without NUL, which no text column holds."""
-    return text.replace("\0", "").encode()[: MESSAGE_BYTES - spare].decode(errors="ignore")
+def _state_of(error: asyncpg.PostgresError) -> str:
+    """Five characters, or none: what a hostile server calls its state may be anything."""
+    state = error.sqlstate or ""
+    return state if _STATE.fullmatch(state) else ""
+
+
+def _may_quote_rows(error: asyncpg.PostgresError, reason: Reason) -> bool:
+    return reason in _MAY_QUOTE_ROWS or getattr(error, "server_source_function", None) in _RAISED_BY_A_FUNCTION
+
+
+def _without_rows(error: asyncpg.PostgresError, state: str) -> str:
+    """Name the error by its SQLSTATE's condition, `division by zero error`; the driver names its classes so."""
+    known = type(error).sqlstate == state
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower() if known else "error"
+    return (
+        f"The view's query failed: {name} (SQLSTATE {state}). The server's own words may hold rows: they are in its "
+        "log, and --verbose-errors tells them here too."
+    )
 
 
 def _system_text(error: BaseException) -> str:

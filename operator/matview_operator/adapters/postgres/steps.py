@@ -135,4 +135,5 @@ async def analyze(work: Work, session: Session) -> None:
             await session.utility(queries.analyze(queries.QuotedName(target.quoted)))
         await session.commit()
     except (Problem, OSError, *queries.DRIVER_ERRORS) as error:
-        log.warning("ANALYZE failed: %s", problem_of(error).message, extra={"action": "analyze", **work.log_fields()})
+        problem = problem_of(error, view_found=True, verbose=work.job.verbose_errors)
+        log.warning("ANALYZE failed: %s", problem.message, extra={"action": "analyze", **work.log_fields()})

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
+from pydantic import ValidationError
+
 from matview_operator.adapters.postgres.authentication import Row
 from matview_operator.adapters.postgres.commit import PendingCommit
 from matview_operator.adapters.postgres.ledger import Settled
@@ -42,6 +44,7 @@ class Job:
     """In the order in which they are worked on; at least one."""
     timeout_seconds: float
     """For all of them together."""
+    verbose_errors: bool = False
     works: tuple[Work, ...] = field(init=False)
     at: Work | None = None
     """The view at work, whose an error is; None while all of them are concerned."""
@@ -78,7 +81,7 @@ class Work:
     after: Row | None = None
 
     def result(self, outcome: RefreshOutcome, problem: Problem | None = None, **known: Any) -> RefreshResult:
-        """A result as of now, with what is known besides."""
+        """A result as of now, with what is known besides. Numbers and times that no server can mean are a failure."""
         plain = self.run.result(
             outcome,
             started_at=self.job.started_at,
@@ -86,7 +89,17 @@ class Work:
             reason=None if problem is None else problem.reason,
             message=None if problem is None else problem.message,
         )
-        return plain.model_copy(update={"attempts": self.attempt, **known})
+        try:
+            return RefreshResult.model_validate(plain.model_dump() | {"attempts": self.attempt, **known})
+        except ValidationError:
+            # They would be refused as a status too, and then nobody would hear of this run.
+            return plain.model_copy(
+                update={
+                    "outcome": RefreshOutcome.FAILED,
+                    "error_type": RefreshReason.CONNECTION_FAILED,
+                    "error_message": "The server's answers make no sense for PostgreSQL. Check host and port.",
+                }
+            )
 
     def log_fields(self) -> dict[str, Any]:
         """The fields by which a log line names its run."""
@@ -119,7 +132,8 @@ def success(work: Work, problem: Problem | None = None) -> RefreshResult:
     assert after is not None  # set before COMMIT
     assert choice is not None  # set before REFRESH
     concurrent = choice.mode is RefreshMode.CONCURRENT
-    inserted = after.inserted - found.inserted if after.counted else None
+    inserted, deleted = _difference(after.inserted, found.inserted), _difference(after.deleted, found.deleted)
+    counted = after.counted
     return work.result(
         RefreshOutcome.SUCCESS,
         problem,
@@ -127,12 +141,17 @@ def success(work: Work, problem: Problem | None = None) -> RefreshResult:
         mode=choice.mode,
         data_as_of=found.data_as_of,
         verified_at=found.data_as_of,
-        rows_inserted=inserted,
+        rows_inserted=inserted if counted else None,
         # A blocking refresh writes every row anew: there is no difference to report.
-        rows_deleted=after.deleted - found.deleted if after.counted and concurrent else None,
-        estimated_rows=after.estimated_rows if concurrent or inserted is None else inserted,
+        rows_deleted=deleted if counted and concurrent else None,
+        estimated_rows=after.estimated_rows if concurrent or not counted else inserted,
         size_bytes=after.size_bytes,
     )
+
+
+def _difference(after: int | None, before: int | None) -> int | None:
+    """None from a server that does not say; PostgreSQL always does."""
+    return None if after is None or before is None else after - before
 
 
 def already_done(work: Work, settled: Settled, *, recovered: bool) -> RefreshResult:

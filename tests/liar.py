@@ -1,0 +1,107 @@
+"""A server that lies: a real PostgreSQL whose answers are changed on their way, column by column."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_HEADER_BYTES = 5
+_COLUMNS, _ROW, _ERROR = b"T", b"D", b"E"
+_COLUMN_TAIL_BYTES = 18
+_NULL = -1
+
+
+@dataclass(slots=True)
+class Liar:
+    """A way to the server at `server_port` of loopback. Lies may be changed between connections."""
+
+    server_port: int
+    lies: dict[str, bytes | None] = field(default_factory=dict)
+    """By column: its value on the wire, in the binary format; None is null."""
+    error: bytes | None = None
+    """Fields of an error response in place of the server's own, without the closing zero."""
+    port: int = 0
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Liar]:
+        """Listen until the end of the block."""
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await self._carry(reader, writer)
+            writer.close()
+
+        listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+        self.port = listener.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            listener.close()
+            for task in [*tasks]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def url(self, *, user: str, password: str, database: str) -> str:
+        """Return a URL of the server by way of the liar."""
+        return f"postgresql://{quote(user)}:{quote(password)}@127.0.0.1:{self.port}/{quote(database)}"
+
+    async def _carry(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_connection("127.0.0.1", self.server_port)
+        requests = asyncio.create_task(_pump(client, to_server))
+        columns: list[str] = []
+        try:
+            while True:
+                header = await server.readexactly(_HEADER_BYTES)
+                kind, body = header[:1], await server.readexactly(int.from_bytes(header[1:], "big") - 4)
+                if kind == _COLUMNS:
+                    columns = _names(body)
+                elif kind == _ROW:
+                    body = self._row(body, columns)
+                elif kind == _ERROR and self.error is not None:
+                    body = self.error + b"\0"
+                to_client.write(kind + (len(body) + 4).to_bytes(4, "big") + body)
+                await to_client.drain()
+        finally:
+            requests.cancel()
+            to_server.close()
+
+    def _row(self, body: bytes, columns: list[str]) -> bytes:
+        told, position = body[:2], 2
+        for name in columns:
+            length = int.from_bytes(body[position : position + 4], "big", signed=True)
+            end = position + 4 + max(0, length)
+            if name in self.lies:
+                lie = self.lies[name]
+                told += (_NULL if lie is None else len(lie)).to_bytes(4, "big", signed=True) + (lie or b"")
+            else:
+                told += body[position:end]
+            position = end
+        return told
+
+
+def _names(body: bytes) -> list[str]:
+    names, position = [], 2
+    while position < len(body):
+        end = body.index(b"\0", position)
+        names.append(body[position:end].decode())
+        position = end + 1 + _COLUMN_TAIL_BYTES
+    return names
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while chunk := await source.read(65_536):
+            target.write(chunk)
+            await target.drain()
+    target.close()
