@@ -12,7 +12,14 @@ from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.api.view import Concurrently
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.mode import ModeChoice, choose_mode
-from matview_operator.domain.preflight import RowSecurityHazard, ViewFacts, check_view, hazard_problem
+from matview_operator.domain.preflight import (
+    MissingPrivilege,
+    RowSecurityHazard,
+    ViewFacts,
+    check_view,
+    hazard_problem,
+    privilege_problem,
+)
 from matview_operator.domain.server import ServerFacts, check_server, ledger_advice
 from matview_operator.domain.view import ViewName
 
@@ -24,7 +31,10 @@ FACTS = ViewFacts(
     populated=True,
     usable_index=True,
     may_refresh=True,
+    may_use_schema=True,
+    schema="public",
     owner="app_owner",
+    is_member=True,
     owner_has_temp=True,
 )
 SERVER = ServerFacts(
@@ -32,6 +42,9 @@ SERVER = ServerFacts(
     version_num=180_004,
     database="app",
     role="mv_operator",
+    quoted_role="mv_operator",
+    quoted_database="app",
+    inherits=True,
     superuser=False,
     in_recovery=False,
     bookkeeping=Bookkeeping.INSTALLED,
@@ -68,7 +81,7 @@ def test_the_mode_is_the_one_wished_for_where_it_can_be_had(
 ) -> None:
     found: ModeChoice | RefreshReason
     try:
-        found = choose_mode(concurrently, populated=populated, usable_index=index)
+        found = choose_mode(concurrently, populated=populated, usable_index=index, view="mv")
     except Problem as problem:
         found = problem.reason
     assert found == expected
@@ -96,17 +109,42 @@ def test_what_is_no_materialized_view_is_called_by_its_kind(relkind: str, words:
 
 
 @pytest.mark.parametrize(
-    ("version", "statement"),
+    ("version", "member", "inherits", "statements"),
     [
-        (180_004, 'GRANT MAINTAIN ON public."Odd Name" TO mv_operator;'),
-        (170_000, 'GRANT MAINTAIN ON public."Odd Name" TO mv_operator;'),
-        (160_014, "GRANT app_owner TO mv_operator;"),
+        (180_004, False, True, 'GRANT MAINTAIN ON public."Odd Name" TO mv_operator;'),
+        (170_000, True, False, 'GRANT MAINTAIN ON public."Odd Name" TO mv_operator;'),
+        (160_014, False, True, "GRANT app_owner TO mv_operator WITH INHERIT TRUE;"),
+        (160_014, True, False, "GRANT app_owner TO mv_operator WITH INHERIT TRUE;"),
+        (150_020, False, True, "GRANT app_owner TO mv_operator;"),
+        (150_020, True, False, "ALTER ROLE mv_operator INHERIT;"),
+        (150_020, False, False, "GRANT app_owner TO mv_operator; ALTER ROLE mv_operator INHERIT;"),
     ],
 )
-def test_a_missing_privilege_comes_with_the_statement_for_this_server(version: int, statement: str) -> None:
-    problem = problem_of(replace(FACTS, may_refresh=False), server=replace(SERVER, version_num=version))
+def test_a_missing_privilege_comes_with_the_statements_for_this_server_and_role(
+    version: int, *, member: bool, inherits: bool, statements: str
+) -> None:
+    facts = replace(FACTS, may_refresh=False, is_member=member)
+    problem = problem_of(facts, server=replace(SERVER, version_num=version, inherits=inherits))
     assert problem.reason is RefreshReason.PERMISSION_DENIED
-    assert statement in problem.message
+    assert problem.message.endswith(f". Run: {statements}")
+    without_schema = problem_of(
+        replace(facts, may_use_schema=False), server=replace(SERVER, version_num=version, inherits=inherits)
+    )
+    assert without_schema.message.endswith(f". Run: GRANT USAGE ON SCHEMA public TO mv_operator; {statements}")
+
+
+def test_usage_of_the_schema_alone_may_be_missing() -> None:
+    problem = problem_of(replace(FACTS, may_use_schema=False))
+    assert problem.reason is RefreshReason.PERMISSION_DENIED
+    assert problem.message.endswith("Run: GRANT USAGE ON SCHEMA public TO mv_operator;")
+
+
+def test_what_the_owner_may_not_read_comes_with_the_grants() -> None:
+    missing = [MissingPrivilege(object=f"t{n}", role="r", mend=f"GRANT SELECT ON t{n} TO r;") for n in range(5)]
+    problem = privilege_problem(VIEW, missing[:2], sqlstate="42501")
+    assert (problem.reason, problem.sqlstate) == (RefreshReason.PERMISSION_DENIED, "42501")
+    assert "t0 as r; t1 as r. Run: GRANT SELECT ON t0 TO r; GRANT SELECT ON t1 TO r;" in problem.message
+    assert "t2 as r and 2 more." in privilege_problem(VIEW, missing).message
 
 
 def test_concurrently_needs_temp_for_the_owner_and_blocking_does_not() -> None:
@@ -125,7 +163,8 @@ def test_a_row_security_hazard_names_the_tables_and_whom_they_are_read_as() -> N
     hazards = [RowSecurityHazard(relation=f"t{n}", read_as="app_owner", forced=n == 0) for n in range(5)]
     problem = hazard_problem(VIEW, hazards, sqlstate="42501")
     assert (problem.reason, problem.sqlstate) == (RefreshReason.ROW_SECURITY_HAZARD, "42501")
-    assert "t0 as app_owner (FORCE); t1 as app_owner; t2 as app_owner." in problem.message
+    assert "t0 as app_owner (FORCE); t1 as app_owner; t2 as app_owner and 2 more." in problem.message
+    assert problem.message.endswith("Run: ALTER ROLE app_owner BYPASSRLS;")
     assert "t3" not in problem.message
     assert "BYPASSRLS" in hazard_problem(VIEW, []).message
 

@@ -16,8 +16,8 @@ class ModeChoice(NamedTuple):
     reason: RefreshReason | None = None
 
 
-def choose_mode(concurrently: Concurrently, *, populated: bool, usable_index: bool) -> ModeChoice:
-    """Choose the mode; raises Problem where Always cannot be had.
+def choose_mode(concurrently: Concurrently, *, populated: bool, usable_index: bool, view: str) -> ModeChoice:
+    """Choose the mode; raises Problem where Always cannot be had. `view` as the server quotes it.
 
     CONCURRENTLY needs a populated view and a unique, valid, immediate index without WHERE or expressions.
     """
@@ -28,14 +28,15 @@ def choose_mode(concurrently: Concurrently, *, populated: bool, usable_index: bo
             if not usable_index:
                 raise Problem(
                     RefreshReason.NO_UNIQUE_INDEX,
-                    "The view has no unique index that REFRESH … CONCURRENTLY can use, and the policy says "
-                    "concurrently: Always. Create a unique index on plain columns without WHERE, or set IfPossible.",
+                    f"{view} has no unique index that REFRESH … CONCURRENTLY can use, and the policy says "
+                    "concurrently: Always. Create a unique index on plain columns without WHERE, or set IfPossible. "
+                    f"Run, with the columns that tell its rows apart: CREATE UNIQUE INDEX ON {view} (…);",
                 )
             if not populated:
                 raise Problem(
                     RefreshReason.NOT_POPULATED,
-                    "The view is not populated yet, and the policy says concurrently: Always. "
-                    "Run REFRESH MATERIALIZED VIEW once without CONCURRENTLY, or set IfPossible.",
+                    f"{view} is not populated yet, and the policy says concurrently: Always. Set IfPossible, or "
+                    f"populate it once. Run: REFRESH MATERIALIZED VIEW {view};",
                 )
             return ModeChoice(RefreshMode.CONCURRENT)
         case Concurrently.IF_POSSIBLE:

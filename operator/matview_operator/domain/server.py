@@ -11,6 +11,8 @@ from matview_operator.domain.errors import Problem
 
 MAINTAIN_SINCE = 170_000
 """server_version_num of the first PostgreSQL with the MAINTAIN privilege."""
+GRANTS_INHERIT_SINCE = 160_000
+"""server_version_num of the first PostgreSQL where each GRANT of a role says whether its rights are inherited."""
 
 VERSION_BYTES = 64
 """Of a version's text; the status holds no more."""
@@ -24,6 +26,11 @@ class ServerFacts:
     version_num: int
     database: str
     role: str
+    quoted_role: str
+    """As the server quotes it, for statements that a person is to run."""
+    quoted_database: str
+    inherits: bool
+    """Whether the role has the rights of the roles that it is a member of, where a grant does not say so itself."""
     superuser: bool
     in_recovery: bool
     bookkeeping: Bookkeeping

@@ -16,6 +16,9 @@ GLOBAL = TenantToken("GLOBAL")
 IDENTIFIER_BYTES = 63
 """PostgreSQL truncates longer identifiers without a word, so that another view would be meant."""
 
+QUOTED_BYTES = 2 * IDENTIFIER_BYTES + 2
+"""The most that an identifier takes when it is quoted: each of its characters may be a double quote."""
+
 _FOLD = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 """PostgreSQL folds only ASCII letters in a multi-byte encoding."""
 

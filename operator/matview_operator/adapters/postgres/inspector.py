@@ -10,6 +10,7 @@ from dataclasses import replace
 import asyncpg
 
 from matview_operator.adapters.postgres import queries
+from matview_operator.adapters.postgres.explanation import read_hazards, reading_problem
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.api.outcome import RefreshReason
@@ -64,8 +65,13 @@ async def _answer(session: Session, facts: ServerFacts, check: ViewCheck) -> Mod
         choice = check_view(check.view, found, concurrently=check.concurrently, server=facts)
     except Problem as problem:
         return problem
-    if check.isolation is Isolation.SHARED and found is not None:
-        hazards = await session.hazards(found.oid)
+    assert found is not None  # check_view refuses a missing view
+    # A hundred times the lookup's work for something that changes by DDL alone: here and after a refusal, not in a run.
+    unreadable = await reading_problem(session, check.view, found.oid)
+    if unreadable is not None:
+        return unreadable
+    if check.isolation is Isolation.SHARED:
+        hazards = await read_hazards(session, found.oid)
         if hazards:
             return hazard_problem(check.view, hazards)
     return choice

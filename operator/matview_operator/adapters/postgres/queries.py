@@ -23,6 +23,9 @@ select pg_catalog.current_setting('server_version') as version,
        pg_catalog.current_setting('server_version_num')::int as version_num,
        pg_catalog.current_database() as database,
        current_user as role,
+       pg_catalog.quote_ident(current_user) as quoted_role,
+       pg_catalog.quote_ident(pg_catalog.current_database()) as quoted_database,
+       (select r.rolinherit from pg_catalog.pg_roles r where r.rolname = current_user) as inherits,
        (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) as superuser,
        pg_catalog.pg_is_in_recovery() as in_recovery,
        coalesce((select case
@@ -110,7 +113,10 @@ select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, c.relk
    then pg_catalog.has_table_privilege(c.oid, 'MAINTAIN') else false end as may_refresh,
  exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisunique and i.indimmediate
    and i.indisvalid and i.indpred is null and i.indexprs is null) as usable_index,
- pg_catalog.pg_get_userbyid(c.relowner)::text as owner,
+ pg_catalog.has_schema_privilege(n.oid, 'USAGE') as may_use_schema,
+ pg_catalog.quote_ident(n.nspname) as schema,
+ pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) as owner,
+ pg_catalog.pg_has_role(c.relowner, 'MEMBER') as is_member,
  pg_catalog.has_database_privilege(c.relowner, pg_catalog.current_database(), 'TEMP') as owner_has_temp,
  ($3 and exists (select from pg_catalog.pg_locks l where l.locktype = 'relation' and l.relation = c.oid and l.granted
    and l.pid <> pg_catalog.pg_backend_pid() and l.database = (select d.oid from pg_catalog.pg_database d
@@ -208,29 +214,6 @@ select r.run_id from matview_ops.refresh_run r where r.recorded_by = session_use
 """
 
 XACT_STATUS = "select pg_catalog.pg_xact_status($1::text::pg_catalog.xid8) as status"
-
-# A materialized view whose owner is subject to row-level security on a table that REFRESH reads. Each row is a hazard.
-# An ordinary view in between is read as its own owner, a security_invoker view as the materialized view's owner;
-# never through another materialized view; a member of the table's owner is exempt without FORCE. $1 view OID.
-ROW_SECURITY_HAZARDS = """
-with recursive mv as materialized (
-  select c.oid, c.relowner from pg_catalog.pg_class c where c.oid = $1 and c.relkind = 'm'),
-src(rel, kind, read_as, body_as) as (
-  select mv.oid, 'm'::text, mv.relowner, mv.relowner from mv
- union
-  select t.oid, t.relkind::text, s.body_as, case when t.relkind <> 'v' then null
-     when coalesce((select o.option_value::boolean from pg_catalog.pg_options_to_table(t.reloptions) o
-                    where o.option_name = 'security_invoker'), false) then mv.relowner else t.relowner end
-  from src s cross join mv join pg_catalog.pg_rewrite w on w.ev_class = s.rel and w.ev_type = '1'
-  join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
-   and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> s.rel
-  join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('r','p','v')
-  where s.kind = 'v' or s.rel = mv.oid)
-select s.rel::regclass::text as relation, r.rolname::text as read_as, t.relforcerowsecurity as forced
-from src s join pg_catalog.pg_class t on t.oid = s.rel join pg_catalog.pg_roles r on r.oid = s.read_as
-where s.kind in ('r','p') and t.relrowsecurity and not r.rolsuper and not r.rolbypassrls
-  and (t.relforcerowsecurity or not pg_catalog.pg_has_role(s.read_as, t.relowner, 'USAGE'))
-"""
 
 # Every materialized view that the role may refresh, and the ones it reads, through ordinary views too: `reads` those
 # that are among them, `reads_besides` those that the role may not refresh.

@@ -10,6 +10,7 @@ import asyncpg
 
 from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.commit import settle_unknown
+from matview_operator.adapters.postgres.explanation import explained
 from matview_operator.adapters.postgres.ledger import record_failure
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.transaction import work_through
@@ -18,7 +19,6 @@ from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.errors import Problem
-from matview_operator.domain.preflight import hazard_problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 
@@ -163,9 +163,8 @@ async def _undo(job: Job, outcome: RefreshOutcome, problem: Problem) -> Problem:
     try:
         async with asyncio.timeout(_ROLLBACK_SECONDS):
             await session.rollback()
-            if work is not None and work.found is not None and problem.reason is RefreshReason.ROW_SECURITY_HAZARD:
-                hazards = await session.hazards(work.found.oid)
-                problem = hazard_problem(work.run.view, hazards, sqlstate=problem.sqlstate)
+            if work is not None:
+                problem = await explained(session, work, problem)
             for each in job.works:
                 if job.ledger and each.found is not None:
                     await record_failure(

@@ -12,11 +12,11 @@ from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.errors import Problem
-from matview_operator.domain.preflight import RowSecurityHazard, ViewFacts
+from matview_operator.domain.preflight import ViewFacts
 from matview_operator.domain.result import MESSAGE_BYTES
 from matview_operator.domain.server import VERSION_BYTES, ServerFacts
 from matview_operator.domain.text import shown
-from matview_operator.domain.view import IDENTIFIER_BYTES
+from matview_operator.domain.view import IDENTIFIER_BYTES, QUOTED_BYTES
 
 if TYPE_CHECKING:
     import asyncpg
@@ -78,6 +78,9 @@ class Session:
             version_num=row.version_num,
             database=shown(row.database, size=IDENTIFIER_BYTES),
             role=shown(row.role, size=IDENTIFIER_BYTES),
+            quoted_role=shown(row.quoted_role, size=QUOTED_BYTES),
+            quoted_database=shown(row.quoted_database, size=QUOTED_BYTES),
+            inherits=bool(row.inherits),
             superuser=bool(row.superuser),
             in_recovery=bool(row.in_recovery),
             bookkeeping=_BOOKKEEPING[state],
@@ -122,13 +125,6 @@ class Session:
         """Undo the transaction, which also gives the locks back."""
         await self.rows(queries.ROLLBACK)
 
-    async def hazards(self, view_oid: int) -> list[RowSecurityHazard]:
-        """Tables that REFRESH of this view would read under row-level security."""
-        return [
-            RowSecurityHazard(relation=row.relation, read_as=row.read_as, forced=row.forced)
-            for row in await self.rows(queries.ROW_SECURITY_HAZARDS, view_oid)
-        ]
-
     async def _described(self, statement: str) -> PreparedStatement[Row]:
         known = self._descriptions.get(statement)
         if known is None:
@@ -156,7 +152,10 @@ def view_facts(row: Row | None) -> ViewFacts | None:
         populated=row.populated,
         usable_index=row.usable_index,
         may_refresh=row.may_refresh,
+        may_use_schema=row.may_use_schema,
+        schema=row.schema,
         owner=row.owner,
+        is_member=row.is_member,
         owner_has_temp=row.owner_has_temp,
     )
 
