@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 from matview_operator.api.database import SslMode
 from matview_operator.api.outcome import RefreshReason
@@ -41,6 +41,15 @@ _VERDICTS = {
 """By OpenSSL's X509_V_ERR numbers: what is wrong with a server's certificate, and what to do."""
 
 
+class _NamedContext(ssl.SSLContext):
+    """Asks for the host by its name and verifies that, though the connection goes to one of the host's addresses."""
+
+    host: str
+
+    def wrap_bio(self, *buffers: Any, **options: Any) -> ssl.SSLObject:
+        return super().wrap_bio(*buffers, **options | {"server_hostname": self.host})
+
+
 def tls_of(target: ConnectionTarget) -> ssl.SSLContext | None:
     """Return what the connection is protected with, None for `disable`.
 
@@ -50,7 +59,8 @@ def tls_of(target: ConnectionTarget) -> ssl.SSLContext | None:
         return None
     # Not ssl.create_default_context: from Python 3.13 on it refuses CAs that lack an extension of RFC 5280, as handmade
     # ones often do and libpq takes; and it would load the system's CAs for connections that verify nobody.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.host = target.host
     context.check_hostname = target.ssl_mode is SslMode.VERIFY_FULL
     if target.ssl_mode in _VERIFYING:
         _trust(context, target.ca)
