@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from types import TracebackType
 
 Loss = Literal["request", "answer"]
@@ -17,7 +17,7 @@ Loss = Literal["request", "answer"]
 
 _HEADER_BYTES = 5
 _STARTUP_HEADER_BYTES = 4
-_PARSE, _EXECUTE, _PASSWORD = b"P", b"E", b"p"
+_PARSE, _BIND, _EXECUTE, _PASSWORD = b"P", b"B", b"E", b"p"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,8 +25,13 @@ class Fault:
     """Happens once, when a connection executes a statement that starts with `statement`, in lower case."""
 
     statement: str
-    """`startup` is a connection's first message, `password` the first of its authentication."""
+    """`startup` is a connection's first message, `password` the first of its authentication; every statement starts
+    with the empty one."""
     loses: Loss
+    skips: int = 0
+    """So many such statements pass before it happens."""
+    held: bool = False
+    """Both sides stay connected and hear nothing more, until one of them ends; then so does the other."""
     silent: bool = False
     """Silence: both sides stay connected and hear nothing more. Else the client's side is closed."""
     says: Callable[[], Iterable[bytes]] | None = None
@@ -52,6 +57,8 @@ class Proxy:
         self.port = 0
         self.connections = 0
         """How many were accepted."""
+        self.statements: list[str] = []
+        """What was executed, in lower case, the one that met a fault included."""
 
     async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -67,6 +74,10 @@ class Proxy:
     def url(self, *, user: str, password: str, database: str) -> str:
         """Return a URL of the server by way of this proxy."""
         return f"postgresql://{quote(user)}:{quote(password)}@127.0.0.1:{self.port}/{quote(database)}"
+
+    def add(self, fault: Fault) -> None:
+        """Have something happen from now on."""
+        self._faults.append(fault)
 
     async def cut(self) -> None:
         """Close every connection, on both sides."""
@@ -105,6 +116,8 @@ class Proxy:
                 await server.readexactly(1)
             self.is_dead = fault.network_too
             fault.happened.set()
+            if fault.held:
+                await _either(client.read(), answers if fault.loses == "request" else server.read())
             if fault.says is not None:
                 await _end(answers)
                 for words in fault.says():
@@ -124,25 +137,33 @@ class Proxy:
     ) -> tuple[Fault, bytes]:
         """Forward messages until one meets a fault; return that one too, with the Sync behind an Execute."""
         message = await _read(client, header_bytes=_STARTUP_HEADER_BYTES)
-        fault = self._fault_at("startup")
+        fault = self._fault_at("startup", unasked=True)
+        texts: dict[bytes, str] = {}
         statement = ""
         while fault is None:
             to_server.write(message)
             message = await _read(client, header_bytes=_HEADER_BYTES)
             kind = message[:1]
             if kind == _PARSE:
-                statement = message[_HEADER_BYTES:].split(b"\0")[1].decode().strip().lower()
+                name, text, _ = message[_HEADER_BYTES:].split(b"\0", maxsplit=2)
+                texts[name] = text.decode().strip().lower()
+            elif kind == _BIND:
+                statement = texts.get(message[_HEADER_BYTES:].split(b"\0", maxsplit=2)[1], "")
             elif kind == _PASSWORD:
-                fault = self._fault_at("password")
+                fault = self._fault_at("password", unasked=True)
             elif kind == _EXECUTE:
+                self.statements.append(statement)
                 fault = self._fault_at(statement)
                 if fault is not None:
                     message += await _read(client, header_bytes=_HEADER_BYTES)
         return fault, message
 
-    def _fault_at(self, statement: str) -> Fault | None:
+    def _fault_at(self, statement: str, *, unasked: bool = False) -> Fault | None:
         for fault in self._faults:
-            if statement.startswith(fault.statement):
+            if statement.startswith(fault.statement) and (fault.statement or not unasked):
+                if fault.skips:
+                    fault.skips -= 1
+                    continue
                 self._faults.remove(fault)
                 return fault
         return None
@@ -165,6 +186,17 @@ async def _trickle(source: asyncio.StreamReader, target: asyncio.StreamWriter) -
     while byte := await source.read(1):
         target.write(byte)
         await asyncio.sleep(1)
+
+
+async def _either(*awaitables: Awaitable[object]) -> None:
+    """Wait until the first of these has ended."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

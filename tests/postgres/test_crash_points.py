@@ -1,0 +1,215 @@
+"""Death between any two statements of a run: the view is old or new, the ledger agrees, the next attempt knows."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+from sandbox.pgtemplate import SUPERUSER
+from tests.database import APP_OWNER, MV_OPERATOR
+from tests.proxy import Fault, Loss, Proxy
+from tests.refreshes import GatedView, a_run, ended, refresh, settled
+from tests.worker import Worker, WorkerDied
+
+from matview_operator import RefreshOutcome
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.run import SlotId, slot_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.database import Database
+    from tests.databases import Databases
+
+    from matview_operator.domain.view import ViewName
+
+Victim = Literal["worker", "backend", "connection"]
+
+RECOVERED = (RefreshOutcome.SUCCESS, RefreshReason.RECOVERED)
+LOCK_SECONDS = 1.0
+"""How long a lock outlives its holder at most."""
+SLACK_SECONDS = 1.0
+"""For a machine that does other things."""
+RECOVERY_SECONDS = 30.0
+LOST = frozenset({RefreshReason.CONNECTION_LOST, RefreshReason.CONNECTION_FAILED})
+
+FIRST, LAST = "begin isolation level", "commit"
+
+
+@dataclass(slots=True)
+class Subject:
+    """A view of many rows that all bear one generation, the newest that its table had when it was refreshed."""
+
+    database: Database
+    view: ViewName
+    slots: itertools.count[int] = field(default_factory=itertools.count)
+    generation: int = 0
+
+    @classmethod
+    async def make(cls, database: Database) -> Subject:
+        return cls(database, await database.make_view(rows=500))
+
+    async def write(self) -> SlotId:
+        """Give the table its next generation; return the slot that is to bring it into the view."""
+        self.generation += 1
+        await self.database.execute_as(APP_OWNER, f"update mv_base set v = {self.generation}")
+        return slot_id(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=next(self.slots)))
+
+    async def generations(self) -> set[object]:
+        return {row["v"] for row in await self.database.fetch_as(APP_OWNER, "select distinct v from mv")}
+
+    async def settled(self, slot: SlotId) -> object:
+        return await self.database.value_as(
+            SUPERUSER, "select count(*) from matview_ops.refresh_run where slot_id = $1 and settles", slot
+        )
+
+    async def check(self, slot: SlotId, *, committed: bool, where: str) -> None:
+        """Check what a death left behind, and that the next attempt does what is left to do."""
+        assert await self.generations() == {self.generation if committed else self.generation - 1}, where
+        assert await self.settled(slot) == int(committed), where
+        rows = await self.database.value_as(APP_OWNER, "select array_agg(xmin::text order by id) from mv")
+        again = await refresh(self.database, self.view, slot_id=slot)
+        assert ended(again) == (RECOVERED if committed else (RefreshOutcome.SUCCESS, None)), where
+        assert await self.generations() == {self.generation}, where
+        assert await self.settled(slot) == 1, where
+        if committed:
+            now = await self.database.value_as(APP_OWNER, "select array_agg(xmin::text order by id) from mv")
+            assert now == rows, f"refreshed once more: {where}"
+
+
+async def points(subject: Subject) -> list[tuple[int, str, Loss]]:
+    """Every instant at which a run may be hit: before each of its statements arrives, and before its answer does."""
+    async with Proxy(subject.database.server.port) as proxy:
+        result = await refresh(subject.database, subject.view, via=proxy, slot_id=await subject.write())
+    assert ended(result) == (RefreshOutcome.SUCCESS, None)
+    first = next(n for n, text in enumerate(proxy.statements) if text.startswith(FIRST))
+    last = next(n for n, text in enumerate(proxy.statements) if text == LAST)
+    assert last - first >= 5, "locks, lookup, REFRESH and claim lie between BEGIN and COMMIT"
+    return [(n, text, loses) for n, text in enumerate(proxy.statements) for loses in ("request", "answer")]
+
+
+def described(point: tuple[int, str, Loss]) -> str:
+    number, text, loses = point
+    return f"{loses} of statement {number}: {' '.join(text.split())[:60]}"
+
+
+async def locks(database: Database) -> object:
+    return await database.value_as(
+        SUPERUSER,
+        "select count(*) from pg_locks where locktype = 'advisory'"
+        " and database = (select oid from pg_database where datname = current_database())",
+    )
+
+
+async def backend(database: Database) -> int:
+    """Return the process id of the operator's backend."""
+    pid = await database.value_as(
+        SUPERUSER,
+        "select pid from pg_stat_activity where usename = $1 and datname = current_database()",
+        MV_OPERATOR,
+    )
+    assert isinstance(pid, int)
+    return pid
+
+
+@pytest.mark.parametrize("victim", ["worker", "connection"])
+async def test_fault_11_a_death_between_any_two_statements_neither_repeats_nor_loses_a_slot(
+    database: Database, victim: Victim
+) -> None:
+    subject = await Subject.make(database)
+    every = await points(subject)
+    for point in every:
+        number, text, loses = point
+        where = f"{victim} died, {described(point)}"
+        slot = await subject.write()
+        fault = Fault(statement="", skips=number, loses=loses, held=True)
+        async with Proxy(database.server.port, fault) as proxy:
+            url = database.url(via=proxy)
+            with Worker() as worker:
+                running = asyncio.create_task(worker.refresh(url, a_run(subject.view, slot_id=slot)))
+                await fault.happened.wait()
+                if victim == "worker":
+                    worker.kill()
+                else:
+                    await proxy.cut()
+                died = time.monotonic()
+                await settled(lambda: locks(database), 0, seconds=LOCK_SECONDS + SLACK_SECONDS)
+                assert time.monotonic() - died < LOCK_SECONDS + SLACK_SECONDS, where
+                committed = text == LAST and loses == "answer"
+                if victim == "worker":
+                    with pytest.raises(WorkerDied):
+                        await running
+                else:
+                    result = await running
+                    if committed:
+                        assert ended(result) == RECOVERED, where
+                    else:
+                        assert result.error_type in LOST, (where, result.error_message)
+        await subject.check(slot, committed=committed, where=where)
+    assert any(text == LAST for _, text, _ in every)
+
+
+async def test_fault_1_a_backend_killed_between_any_two_statements_neither_repeats_nor_loses_a_slot(
+    start_server: Callable[..., Databases],
+) -> None:
+    """By SIGKILL, upon which the server ends every session and recovers from its log."""
+    databases = start_server(version=18)
+    async with databases.lend("ledger") as database:
+        subject = await Subject.make(database)
+        for deaths, point in enumerate(await points(subject), start=1):
+            number, text, loses = point
+            where = f"backend killed, {described(point)}"
+            slot = await subject.write()
+            fault = Fault(statement="", skips=number, loses=loses, held=True)
+            async with Proxy(database.server.port, fault) as proxy:
+                running = asyncio.create_task(refresh(database, subject.view, via=proxy, slot_id=slot))
+                await fault.happened.wait()
+                os.kill(await backend(database), signal.SIGKILL)
+                result = await running
+            committed = text == LAST and loses == "answer"
+            if result.outcome is RefreshOutcome.UNKNOWN:
+                assert text == LAST, "a server that recovers for long cannot be asked, but only COMMIT leaves a doubt"
+            elif committed:
+                assert ended(result) == RECOVERED, where
+            else:
+                assert result.error_type in LOST, (where, result.error_message)
+            await restarted(database, deaths + 1)
+            assert await locks(database) == 0, where
+            await subject.check(slot, committed=committed, where=where)
+
+
+async def restarted(database: Database, times: int) -> None:
+    """Wait until the server has come up for the so-manieth time, and take leave of its former sessions."""
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while database.server.log_text().count("database system is ready to accept connections") < times:
+        assert time.monotonic() < deadline, "the server does not come back"
+        await asyncio.sleep(0.02)
+    await database.close()
+
+
+async def test_fault_11_a_worker_killed_in_the_middle_of_refresh_gives_its_lock_back_within_a_second(
+    database: Database,
+) -> None:
+    gated = await GatedView.make(database)
+    before = await database.value_as(APP_OWNER, "select array_agg(xmin::text) from gated")
+    await gated.shut()
+    slot = slot_id(datetime(2026, 1, 1, tzinfo=UTC))
+    with Worker() as worker:
+        running = asyncio.create_task(worker.refresh(database.url(), a_run(gated.view, slot_id=slot)))
+        await gated.reached()
+        worker.kill()
+        # The server looks every 500 ms whether its client is there.
+        await settled(lambda: locks(database), 0, seconds=LOCK_SECONDS + SLACK_SECONDS)
+        with pytest.raises(WorkerDied):
+            await running
+    assert await database.value_as(APP_OWNER, "select array_agg(xmin::text) from gated") == before
+    assert await database.value_as(SUPERUSER, "select count(*) from matview_ops.refresh_run") == 0
+    await gated.open()
+    assert ended(await refresh(database, gated.view, slot_id=slot)) == (RefreshOutcome.SUCCESS, None)
