@@ -10,48 +10,11 @@ from typing import Any
 
 import click
 
-from matview_operator.commands import Commands, run_safely, setting, url_of, verbose_errors, with_database
+from matview_operator import examples
+from matview_operator.commands import Commands, run_safely, setting, url_of, verbose_errors, with_database, with_guard
 
 ISOLATIONS = ("Shared", "Tenant")
 CONCURRENTLY = ("IfPossible", "Always", "Never")
-
-_RUN_EXAMPLES = """
-\b
-Examples:
-  matview-operator run --namespace analytics --log-format text
-  MATVIEW_NAMESPACES=analytics,finance matview-operator run
-"""
-_REFRESH_EXAMPLES = """
-\b
-Examples:
-  export DATABASE_URL=postgresql://reporting:PASSWORD@db.example.com/analytics
-  matview-operator refresh daily_revenue finance.costs
-  until matview-operator refresh --all --correlation-id "import-$BATCH"; do sleep 10; done
-  matview-operator refresh --all -o json | jq -r '.[] | select(.outcome != "SUCCESS") | .view_name'
-"""
-_MIGRATE_EXAMPLES = """
-\b
-Examples:
-  export DATABASE_URL=postgresql://owner:PASSWORD@db.example.com/analytics
-  matview-operator migrate --grant-to reporting
-  matview-operator migrate --check
-  matview-operator migrate --down
-"""
-_LOCK_KEYS_EXAMPLES = """
-\b
-Example:
-  matview-operator lock-keys finance.costs
-"""
-_CRDS_EXAMPLES = """
-\b
-Example:
-  matview-operator crds | kubectl apply --server-side -f -
-"""
-_VERSION_EXAMPLES = """
-\b
-Example:
-  matview-operator version
-"""
 
 
 @click.group(cls=Commands, context_settings={"auto_envvar_prefix": "MATVIEW", "max_content_width": 100})
@@ -68,7 +31,7 @@ def main() -> None:
     sys.exit(run_safely(cli))
 
 
-@cli.command(epilog=_RUN_EXAMPLES)
+@cli.command(epilog=examples.RUN)
 @setting(
     "--namespace",
     "namespaces",
@@ -130,7 +93,7 @@ def run(**options: Any) -> None:
     run_operator(settings)
 
 
-@cli.command(epilog=_REFRESH_EXAMPLES)
+@cli.command(epilog=examples.REFRESH)
 @click.argument("views", metavar="[VIEW]...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every materialized view that the role may refresh.")
 @with_database
@@ -153,6 +116,7 @@ def run(**options: Any) -> None:
     help="Whether readers go on reading meanwhile; a view needs a unique index for it.",
 )
 @click.option("--timeout", metavar="SECONDS", type=float, default=3600.0, show_default=True, help="For each view.")
+@with_guard
 @click.option("--correlation-id", metavar="ID", help="Do this work once only; it is the id in results and logs too.")
 @click.option(
     "-o",
@@ -173,6 +137,7 @@ def refresh(
     isolation: str,
     concurrently: str,
     timeout: float,
+    guard: Any,
     correlation_id: str | None,
     output: str,
     verbose_errors: bool,
@@ -210,6 +175,7 @@ def refresh(
         timeout_seconds=timeout,
         idempotent=correlation_id is not None,
         verbose_errors=verbose_errors,
+        guard=guard,
     )
     work = (
         refresh_all(target=target, request=request)
@@ -231,7 +197,7 @@ def refresh(
         click.get_current_context().exit(1)
 
 
-@cli.command(epilog=_MIGRATE_EXAMPLES)
+@cli.command(epilog=examples.MIGRATE)
 @with_database
 @click.option("--grant-to", metavar="ROLE", multiple=True, help="Role that may use the ledger; may be repeated.")
 @click.option("--down", is_flag=True, help="Remove the schema and every run recorded in it.")
@@ -264,7 +230,7 @@ def migrate(
         click.echo(f"{role} may use it.")
 
 
-@cli.command(epilog=_LOCK_KEYS_EXAMPLES)
+@cli.command(epilog=examples.LOCK_KEYS)
 @click.argument("view", metavar="VIEW")
 @click.option(
     "--tenant", metavar="ID", help="The tenant under isolation Tenant; without it the key of GLOBAL is shown."
@@ -283,7 +249,7 @@ def lock_keys(*, view: str, tenant: str | None) -> None:
     click.echo(f"SELECT pg_try_advisory_xact_lock({keys.view_key}, {keys.tenant_key});")
 
 
-@cli.command(epilog=_CRDS_EXAMPLES)
+@cli.command(epilog=examples.CRDS)
 def crds() -> None:
     """Print the CustomResourceDefinitions as YAML."""
     from matview_operator.api.crd import crds_yaml
@@ -291,7 +257,7 @@ def crds() -> None:
     click.echo(crds_yaml(), nl=False)
 
 
-@cli.command(epilog=_VERSION_EXAMPLES)
+@cli.command(epilog=examples.VERSION)
 def version() -> None:
     """Print the version."""
     from matview_operator import __version__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import click
 from click.core import ParameterSource
 
 from matview_operator.domain.errors import InvalidName, InvalidRequest, InvalidTarget, MatviewError
+from matview_operator.domain.guard import guard_of
+from matview_operator.domain.view import column_from_sql
 
 URL_VARIABLE = "DATABASE_URL"
 
@@ -92,6 +95,40 @@ def with_database(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def with_guard(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the three options of a guard; the command gets them as one argument, `guard`."""
+
+    @functools.wraps(command)
+    def guarded(
+        *, min_rows: int | None, max_row_loss_percent: int | None, keep_tenants: str | None, **rest: Any
+    ) -> None:
+        column = None if keep_tenants is None else column_from_sql(keep_tenants)
+        guard = guard_of(min_rows=min_rows, max_row_loss_percent=max_row_loss_percent, keep_tenants=column)
+        command(guard=guard, **rest)
+
+    for option in (
+        click.option(
+            "--keep-tenants",
+            metavar="COLUMN",
+            help="Reject a refresh after which a value of this column is gone from the view.",
+        ),
+        click.option(
+            "--max-row-loss-percent",
+            metavar="PERCENT",
+            type=int,
+            help="Reject a refresh after which the view has lost more of its rows, 0 to 99.",
+        ),
+        click.option(
+            "--min-rows",
+            metavar="ROWS",
+            type=int,
+            help="Reject a refresh after which the view has fewer rows: all is rolled back, and nobody sees them.",
+        ),
+    ):
+        guarded = option(guarded)
+    return guarded
 
 
 def url_of(database_url: str | None, database_url_file: Path | None) -> str:

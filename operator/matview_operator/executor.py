@@ -14,10 +14,11 @@ from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.adapters.postgres.view_graph import read_view_graph
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Isolation
-from matview_operator.api.view import Concurrently
+from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.connection import ConnectionTarget, parse_url
 from matview_operator.domain.dependencies import dependency_order
 from matview_operator.domain.errors import InvalidRequest, InvalidTarget
+from matview_operator.domain.guard import guard_of
 from matview_operator.domain.request import DEFAULT_TIMEOUT_SECONDS, Request
 from matview_operator.domain.result import FAILURES, RefreshResult
 from matview_operator.domain.view import ViewName
@@ -49,6 +50,13 @@ class Options(TypedDict, total=False):
     verbose_errors: bool
     """Whether a result repeats what the server says of an error inside a view's query. It may hold rows, and goes to
     logs too; without it, only the kind of error is told."""
+    min_rows: int | None
+    """The fewest rows that each view may have then. This and the next two are the guard: where the new rows are not
+    so, or it cannot be checked, all is rolled back (REJECTED_BY_GUARD)."""
+    max_row_loss_percent: int | None
+    """By how many percent of its rows a view may shrink, 0 to 99."""
+    keep_tenants: str | None
+    """A column, literally: each value that it had must be there still."""
 
 
 async def refresh_single_async(
@@ -158,6 +166,9 @@ def _order(
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     idempotent: bool = False,
     verbose_errors: bool = False,
+    min_rows: int | None = None,
+    max_row_loss_percent: int | None = None,
+    keep_tenants: str | None = None,
 ) -> tuple[ConnectionTarget, Request]:
     url = database_url or os.environ.get(URL_VARIABLE)
     if not url:
@@ -176,6 +187,7 @@ def _order(
         timeout_seconds=timeout_seconds,
         idempotent=idempotent,
         verbose_errors=verbose_errors,
+        guard=guard_of(min_rows=min_rows, max_row_loss_percent=max_row_loss_percent, keep_tenants=keep_tenants),
     )
 
 
@@ -188,6 +200,7 @@ def new_request(
     timeout_seconds: float,
     idempotent: bool,
     verbose_errors: bool = False,
+    guard: Guard | None = None,
 ) -> Request:
     """Make a request; a missing correlation id is made up. Raises InvalidRequest."""
     unique = str(uuid.uuid4())
@@ -201,6 +214,7 @@ def new_request(
         # The ledger settles a token once and for all, so work that is to be repeatable needs a new one each time.
         token=known if idempotent else f"{known}/{unique}",
         verbose_errors=verbose_errors,
+        guard=guard,
     )
 
 

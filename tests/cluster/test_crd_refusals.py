@@ -41,11 +41,15 @@ DOTTED = "tenantSetting takes the name of a setting with a dot, as in app.curren
 RESERVED = "tenantSetting must not be app.execution_context, which the operator sets itself"
 OWN_SCHEMAS = "searchPath takes schemas of yours: pg_catalog comes first and pg_temp last anyway, and $user is none"
 ONE_SCHEDULE = "write exactly one of schedule.cron and schedule.everySeconds"
+ONE_GUARD = "write at least one of guard.minRows, guard.maxRowLossPercent and guard.keepTenants"
 
 BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", {"schedule": {}}, ONE_SCHEDULE),
     ("MatviewRefreshPolicy", {"schedule": {"cron": "* * * * *", "everySeconds": 30}}, ONE_SCHEDULE),
     ("MatviewRefreshPolicy", {"schedule": {"cron": None, "everySeconds": None}}, ONE_SCHEDULE),
+    ("MatviewRefreshPolicy", {"views": [{"name": "mv", "guard": {}}]}, ONE_GUARD),
+    ("MatviewRefreshPolicy", {"views": [{"name": "mv", "guard": {"keepTenants": "é" * 32}}]}, NAME_TOO_LONG),
+    ("MatviewRefreshPolicy", {"views": [{"name": "mv", "guard": {"keepTenants": "a\0b"}}]}, NAME_WITH_NUL),
     ("MatviewRefreshPolicy", cron("* * * * * *"), FIVE_FIELDS),
     ("MatviewRefreshPolicy", cron("@hourly and then"), FIVE_FIELDS),
     ("MatviewRefreshPolicy", cron("* * * * *\n* * * * *"), FIVE_FIELDS),

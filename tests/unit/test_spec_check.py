@@ -46,6 +46,8 @@ GOOD: list[dict[str, Any]] = [
     {"views": [{"name": "mv", "schema": "a"}, {"name": "mv", "schema": "b"}]},
     {"views": [{"name": 'odd"; drop table x --'}]},
     {"views": [{"name": "é" * 31}]},
+    {"views": [{"name": "mv", "guard": {"minRows": 1}}]},
+    {"views": [{"name": "mv", "guard": {"maxRowLossPercent": 0, "keepTenants": "Tenant Id"}}]},
     {"fromTheFuture": {"a": 1}},
 ]
 
@@ -96,6 +98,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "spec.views[0].concurrently: must be one of 'IfPossible'",
     ),
     ({"views": [{"name": "mv", "timeoutSeconds": 0}]}, "spec.views[0].timeoutSeconds: must be at least 1."),
+    ({"views": [{"name": "mv", "guard": {}}]}, "spec.views[0].guard: an empty guard checks nothing; write minRows,"),
+    ({"views": [{"name": "mv", "guard": {"minRows": 0}}]}, "spec.views[0].guard.minRows: must be at least 1."),
+    (
+        {"views": [{"name": "mv", "guard": {"maxRowLossPercent": 100}}]},
+        "spec.views[0].guard.maxRowLossPercent: must be at most 99.",
+    ),
+    (
+        {"views": [{"name": "mv", "guard": {"keepTenants": "é" * 32}}]},
+        "spec.views[0].guard.keepTenants: The name",
+    ),
+    ({"views": [{"name": "mv", "guard": {"keepTenants": "a\0"}}]}, "spec.views[0].guard.keepTenants: A column name"),
     ({"databaseRef": {"name": "../other"}}, "spec.databaseRef.name: must be the name of an object"),
     ({"databaseRef": {"name": "analytics\n"}}, "spec.databaseRef.name: must be the name of an object"),
     ({"databaseRef": {}}, "spec.databaseRef.name: is missing; write it."),

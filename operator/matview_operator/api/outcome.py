@@ -14,6 +14,7 @@ class RefreshOutcome(ClosedSet):
     SKIPPED_UNCHANGED = "SKIPPED_UNCHANGED"
     SKIPPED_UPSTREAM = "SKIPPED_UPSTREAM"
     REJECTED_BY_GUARD = "REJECTED_BY_GUARD"
+    """The new rows were not what the view's guard asks for, or it could not be checked: rolled back."""
     INTERRUPTED = "INTERRUPTED"
     """Shutdown, cancellation or a lost connection before COMMIT: nothing changed."""
     UNKNOWN = "UNKNOWN"
@@ -64,6 +65,13 @@ class RefreshReason(ClosedSet):
     READ_ONLY_SERVER = "ReadOnlyServer"
     SERVER_RESOURCES = "ServerResources"
     SERVER_BUSY = "ServerBusy"
+
+    # What the view's guard says of the new rows.
+    TOO_FEW_ROWS = "TooFewRows"
+    TOO_MANY_ROWS_LOST = "TooManyRowsLost"
+    TENANTS_LOST = "TenantsLost"
+    GUARD_FAILED = "GuardFailed"
+    """The guard could not be checked, so the rows were not accepted."""
 
     # Waiting and being stopped.
     LOCK_HELD = "LockHeld"

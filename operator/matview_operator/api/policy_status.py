@@ -22,8 +22,9 @@ class ViewStatus(Model):
     outcome: Optional[RefreshOutcome] = None
     """How the newest run ended. SUCCESS: refreshed. SKIPPED_COVERED: another run that began at or after this
     slot did the work. SKIPPED_LOCK_HELD: another session was refreshing the view, and the slot's time ran
-    out. INTERRUPTED: stopped before COMMIT, nothing changed. UNKNOWN: the connection was lost during
-    COMMIT. FAILED: see reason and message."""
+    out. REJECTED_BY_GUARD: the new rows were not what the view's guard asks for, and the old ones stay.
+    INTERRUPTED: stopped before COMMIT, nothing changed. UNKNOWN: the connection was lost during COMMIT.
+    FAILED: see reason and message."""
     reason: Optional[Reason] = None
     """One word for why, if there is a why."""
     message: Optional[Message] = None
@@ -50,6 +51,15 @@ class ViewStatus(Model):
     """Rows of the view as the server's statistics estimate them."""
     size_bytes: Optional[Count] = None
     """Size of the view with its indexes, in bytes."""
+    rows_before: Optional[Count] = None
+    """Rows before the refresh, counted; only where the view's guard has maxRowLossPercent or keepTenants."""
+    rows_after: Optional[Count] = None
+    """Rows after the refresh, counted; only where the view has a guard. After REJECTED_BY_GUARD these are
+    the rows that were rolled back."""
+    tenants_before: Optional[Count] = None
+    """Values of the guard's keepTenants column before the refresh."""
+    tenants_lost: Optional[Count] = None
+    """How many of them the new rows do not have."""
     attempts: Optional[Count] = None
     """Attempts that this slot took."""
     consecutive_failures: Optional[Count] = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from matview_operator.api.model import ClosedSet, Model, Optional
-from matview_operator.api.scalar import Identifier
+from matview_operator.api.scalar import Identifier, rule, rules
 
 
 class Concurrently(ClosedSet):
@@ -16,6 +16,32 @@ class Concurrently(ClosedSet):
     IF_POSSIBLE = "IfPossible"
     ALWAYS = "Always"
     NEVER = "Never"
+
+
+class Guard(Model):
+    """What refreshed rows must be like before anybody sees them."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.minRows) || has(self.maxRowLossPercent) || has(self.keepTenants)",
+                "write at least one of guard.minRows, guard.maxRowLossPercent and guard.keepTenants",
+            )
+        )
+    )
+
+    min_rows: Optional[Annotated[int, Field(ge=1, le=1_000_000_000_000)]] = None
+    """The fewest rows that the view may have after a refresh. Costs one count of the new rows."""
+    max_row_loss_percent: Optional[Annotated[int, Field(ge=0, le=99)]] = None
+    """By how many percent of its former rows the view may shrink in one refresh; 0 means not by one row. A
+    view that was empty, or never populated, passes. Costs one count of the new rows and, where readers
+    wait during the refresh, one of the old rows."""
+    keep_tenants: Optional[Identifier] = None
+    """A column of the view, literally as in the catalogue: every value that it had before must be there after
+    the refresh as well, so that no tenant's rows are lost. NULL counts as no tenant. Of a type of
+    PostgreSQL's own: uuid, text, varchar, char, name, an integer, numeric, or a domain over one. At most
+    10,000 values of at most 256 bytes, else the refresh is rejected. Costs one grouping of the old rows and
+    one of the new."""
 
 
 class ViewSpec(Model):
@@ -32,6 +58,10 @@ class ViewSpec(Model):
     timeout_seconds: Optional[Annotated[int, Field(ge=1, le=86_400)]] = None
     """The longest that a refresh of this view may take, in seconds; at most, and by default, the
     limits.timeoutSeconds of the MatviewDatabase."""
+    guard: Optional[Guard] = None
+    """What the refreshed rows must be like. It is checked before COMMIT, in the refresh's own transaction: if
+    they are not, or if it cannot be checked, all is rolled back, the outcome is REJECTED_BY_GUARD, and
+    readers never see the new rows."""
 
 
 Views = Annotated[

@@ -31,6 +31,7 @@ NEEDS_A_PERSON = frozenset(
         RefreshReason.NO_UNIQUE_INDEX,
         RefreshReason.PERMISSION_DENIED,
         RefreshReason.ROW_SECURITY_HAZARD,
+        RefreshReason.GUARD_FAILED,
         RefreshReason.SUPERUSER_REFUSED,
     }
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from matview_operator.api.policy import Isolation
-from matview_operator.api.view import Concurrently
+from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.mode import ModeChoice
 from matview_operator.domain.server import ServerFacts
@@ -20,6 +20,7 @@ class ViewCheck:
     view: ViewName
     concurrently: Concurrently
     isolation: Isolation
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from matview_operator.api.policy import Isolation
-from matview_operator.api.view import Concurrently
+from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.errors import InvalidRequest
 from matview_operator.domain.run import Run, function_policy_uid, lock_token, request_id
 from matview_operator.domain.text import is_printable
@@ -35,6 +35,8 @@ class Request:
     else something that nobody used before."""
     verbose_errors: bool = False
     """Whether results repeat the server's words where they may hold rows."""
+    guard: Guard | None = None
+    """For each view alike."""
 
     def __post_init__(self) -> None:
         if self.tenant_id == GLOBAL:
@@ -62,6 +64,7 @@ class Request:
             slot_id=request_id(self.token),
             due_at=None,
             correlation_id=self.correlation_id,
+            guard=self.guard,
         )
 
 

@@ -49,4 +49,10 @@ class RefreshResult(BaseModel):
     rows_deleted: Count | None = None
     estimated_rows: Count | None = None
     size_bytes: Count | None = None
+    rows_before: Count | None = None
+    """Counted by a guard, as the three below; None where it did not have to."""
+    rows_after: Count | None = None
+    """Of a rejected run: the rows that were rolled back."""
+    tenants_before: Count | None = None
+    tenants_lost: Count | None = None
     attempts: Count = 1

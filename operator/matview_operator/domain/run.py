@@ -9,7 +9,7 @@ from typing import NewType
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Analyze, Isolation
-from matview_operator.api.view import Concurrently
+from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.lock_keys import LockKeys, lock_keys
 from matview_operator.domain.result import MESSAGE_BYTES, RefreshResult
 from matview_operator.domain.text import shown
@@ -44,6 +44,8 @@ class Run:
     """Whether the planner's statistics are renewed after a blocking refresh."""
     search_path: tuple[str, ...] = ()
     """Schemas between pg_catalog and pg_temp, literal; without effect on PostgreSQL 17 and later."""
+    guard: Guard | None = None
+    """What the new rows must be like, or the run is rejected."""
 
     @property
     def lock_token(self) -> TenantToken:

@@ -15,10 +15,11 @@ from cronsim import CronSim, CronSimError
 from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec, Schedule
 from matview_operator.api.scalar import CRON, SETTING
+from matview_operator.api.view import Guard
 from matview_operator.domain.errors import InvalidName
 from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.text import is_printable
-from matview_operator.domain.view import GLOBAL, IDENTIFIER_BYTES, ViewName
+from matview_operator.domain.view import GLOBAL, IDENTIFIER_BYTES, ViewName, check_identifier
 
 RESERVED_SETTING = "app.execution_context"
 """The operator sets it to say that a worker is at work; a tenant id in it would undo that."""
@@ -110,3 +111,15 @@ def _views(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
         if (view.schema_name, view.name) in seen:
             yield f"spec.views[{index}]: {view.schema_name}.{view.name} is listed twice; remove one."
         seen.add((view.schema_name, view.name))
+        if view.guard is not None:
+            yield from (f"spec.views[{index}].guard{problem}" for problem in _guard(view.guard))
+
+
+def _guard(guard: Guard) -> Iterator[str]:
+    if guard == Guard():
+        yield ": an empty guard checks nothing; write minRows, maxRowLossPercent or keepTenants, or remove it."
+    if guard.keep_tenants is not None:
+        try:
+            check_identifier(guard.keep_tenants, what="column name")
+        except InvalidName as error:
+            yield f".keepTenants: {error}"

@@ -34,14 +34,7 @@ class ViewName:
 
     def __post_init__(self) -> None:
         for part in (self.schema, self.name):
-            if not part or "\0" in part:
-                raise InvalidName("A schema or view name must not be empty or hold a NUL character.")
-            try:
-                size = len(part.encode())
-            except UnicodeEncodeError:  # half a surrogate pair: an argument that is not UTF-8
-                raise InvalidName("A schema or view name must be valid UTF-8.") from None
-            if size > IDENTIFIER_BYTES:
-                raise InvalidName(f"The name {part[:20]}… has {size} bytes; PostgreSQL keeps {IDENTIFIER_BYTES}.")
+            check_identifier(part, what="schema or view name")
 
     def __str__(self) -> str:
         """The raw form that results, logs and lock keys use: the bare name for schema public, else schema.name."""
@@ -69,8 +62,7 @@ class ViewName:
             match = _PART.match(text, position)
             if match is None:
                 break
-            quoted, bare = match.groups()
-            parts.append(quoted.replace('""', '"') if quoted is not None else bare.translate(_FOLD))
+            parts.append(_identifier(match))
             position = match.end()
             if position == len(text) and len(parts) in (1, 2):
                 return cls(*parts) if len(parts) == 2 else cls("public", parts[0])  # noqa: PLR2004 - schema and name
@@ -82,3 +74,28 @@ class ViewName:
         raise InvalidName(
             f"{shown} is not a view name. Write NAME or SCHEMA.NAME, with double quotes around odd parts."
         )
+
+
+def check_identifier(name: str, *, what: str) -> None:
+    """Raise InvalidName for a name that the catalogue cannot hold; `what` says whose name it is."""
+    if not name or "\0" in name:
+        raise InvalidName(f"A {what} must not be empty or hold a NUL character.")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:  # half a surrogate pair: an argument that is not UTF-8
+        raise InvalidName(f"A {what} must be valid UTF-8.") from None
+    if size > IDENTIFIER_BYTES:
+        raise InvalidName(f"The name {name[:20]}… has {size} bytes; PostgreSQL keeps {IDENTIFIER_BYTES}.")
+
+
+def column_from_sql(text: str) -> str:
+    """Read a column's name as SQL would. Raises InvalidName for anything that is not one identifier."""
+    match = _PART.fullmatch(text)
+    if match is None:
+        raise InvalidName(f"{text[:80]!r} is not a column name. Write NAME, with double quotes if it is an odd one.")
+    return _identifier(match)
+
+
+def _identifier(match: re.Match[str]) -> str:
+    quoted, bare = match.groups()
+    return quoted.replace('""', '"') if quoted is not None else bare.translate(_FOLD)

@@ -156,7 +156,12 @@ def _checks(policy: Policy) -> dict[ViewName, ViewCheck]:
         return {}
     names = {ViewName(view.schema_name, view.name): view for view in spec.views}
     return {
-        name: ViewCheck(view=name, concurrently=view.concurrently or spec.concurrently, isolation=spec.isolation)
+        name: ViewCheck(
+            view=name,
+            concurrently=view.concurrently or spec.concurrently,
+            isolation=spec.isolation,
+            guard=view.guard,
+        )
         for name, view in names.items()
     }
 

@@ -170,6 +170,7 @@ class SlotRunner:
             correlation_id=slot.correlation_id(policy.uid),
             analyze=spec.analyze,
             search_path=() if database is None else database.search_path,
+            guard=view.guard,
         )
 
     def _ended(self, run: Run, started_at: datetime, outcome: RefreshOutcome, problem: Problem) -> RefreshResult:

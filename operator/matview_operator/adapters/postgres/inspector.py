@@ -11,12 +11,14 @@ import asyncpg
 
 from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.explanation import read_hazards, reading_problem
+from matview_operator.adapters.postgres.guard import read_facts
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.errors import Problem
+from matview_operator.domain.guard import check_readable
 from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.mode import ModeChoice
 from matview_operator.domain.preflight import check_view, hazard_problem
@@ -63,6 +65,9 @@ async def _answer(session: Session, facts: ServerFacts, check: ViewCheck) -> Mod
     found = view_facts(row)
     try:
         choice = check_view(check.view, found, concurrently=check.concurrently, server=facts)
+        if check.guard is not None and found is not None:
+            readable, _ = await read_facts(session, check.guard, oid=found.oid, quoted=found.quoted)
+            check_readable(check.guard, readable)
     except Problem as problem:
         return problem
     assert found is not None  # check_view refuses a missing view

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import asdict
 from typing import Any
 
 import asyncpg
@@ -19,6 +20,7 @@ from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.errors import Problem
+from matview_operator.domain.guard import Rejection
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 
@@ -81,6 +83,7 @@ async def _work(job: Job) -> tuple[RefreshResult, ...]:
                 "mode": result.mode,
                 "rows_inserted": result.rows_inserted,
                 "rows_deleted": result.rows_deleted,
+                **({} if work.watch is None else asdict(work.watch.tally)),
                 **work.log_fields(),
             },
         )
@@ -106,7 +109,9 @@ async def _failed(job: Job, error: Exception | asyncio.CancelledError) -> tuple[
     if job.stage is Stage.COMMITTING and _unanswered(job, error):
         return await _settle(job, problem)
     outcome = RefreshOutcome.FAILED
-    if problem.reason is RefreshReason.SHUTDOWN or (
+    if isinstance(problem, Rejection):
+        outcome = RefreshOutcome.REJECTED_BY_GUARD
+    elif problem.reason is RefreshReason.SHUTDOWN or (
         problem.reason is RefreshReason.CONNECTION_LOST and job.stage is not Stage.CONNECTING
     ):
         outcome = RefreshOutcome.INTERRUPTED

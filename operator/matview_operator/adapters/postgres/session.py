@@ -110,6 +110,14 @@ class Session:
         """Run a statement that names a view, so that its text is of use once."""
         await self._connection.fetch(statement)
 
+    async def parse(self, statement: str) -> PreparedStatement[Row]:
+        """Have the server read a statement that names a view, without running it: in a transaction whatever has the
+        name is locked from now.
+
+        It is sent again when it is fetched.
+        """
+        return await self._connection.prepare(statement)
+
     async def begin(self) -> None:
         """Start the run's one transaction; READ COMMITTED, so that each statement sees what was committed before it."""
         await self.rows(queries.BEGIN)

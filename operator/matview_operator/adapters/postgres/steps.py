@@ -7,6 +7,7 @@ from typing import Any
 
 from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.commit import PendingCommit
+from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.ledger import ATTEMPTS
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
@@ -79,9 +80,13 @@ async def look_up(work: Work, session: Session) -> None:
 
 
 async def refresh(work: Work, session: Session) -> None:
-    """Refresh the view that was looked up."""
+    """Refresh the view that was looked up, under the eyes of its guard."""
+    run, found, mode = work.run, row_of(work), mode_of(work)
     work.job.stage = Stage.REFRESHING
-    await session.utility(queries.refresh(queries.QuotedName(row_of(work).quoted), mode_of(work)))
+    work.watch = await watch(session, run.guard, view=run.view, found=found, mode=mode)
+    await session.utility(queries.refresh(queries.QuotedName(found.quoted), mode))
+    if work.watch is not None:
+        await work.watch.check()
 
 
 async def claim(work: Work, session: Session) -> bool:

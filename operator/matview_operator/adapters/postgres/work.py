@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from matview_operator.adapters.postgres.authentication import Row
 from matview_operator.adapters.postgres.commit import PendingCommit
+from matview_operator.adapters.postgres.guard import Watch
 from matview_operator.adapters.postgres.ledger import Settled
 from matview_operator.adapters.postgres.session import Session
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
@@ -77,6 +78,7 @@ class Work:
     job: Job
     found: Row | None = None
     choice: ModeChoice | None = None
+    watch: Watch | None = None
     attempt: int = 1
     after: Row | None = None
 
@@ -89,8 +91,9 @@ class Work:
             reason=None if problem is None else problem.reason,
             message=None if problem is None else problem.message,
         )
+        counted = {} if self.watch is None else asdict(self.watch.tally)
         try:
-            return RefreshResult.model_validate(plain.model_dump() | {"attempts": self.attempt, **known})
+            return RefreshResult.model_validate(plain.model_dump() | {"attempts": self.attempt, **counted, **known})
         except ValidationError:
             # They would be refused as a status too, and then nobody would hear of this run.
             return plain.model_copy(
