@@ -118,7 +118,7 @@ class Watch:
             raise Rejection(
                 RefreshReason.GUARD_FAILED,
                 # Not in the server's words: they could be those of a function of the owner's, and hold rows.
-                f"The guard could not read {self._facts.view} (SQLSTATE {problem.sqlstate}): the server's log says why.",
+                f"The guard could not read {self._facts.view} (SQLSTATE {problem.sqlstate}). The server log says why.",
                 sqlstate=problem.sqlstate,
             ) from error
         return rows, same
