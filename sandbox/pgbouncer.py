@@ -16,9 +16,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from sandbox.certificate import Certificate
     from sandbox.postgres import PostgresServer
 
 _START_SECONDS = 15.0
+_TLS_FILES = ("server.crt", "server.key", "ca.crt")
+_TLS = {
+    "client_tls_sslmode": "allow",
+    "client_tls_cert_file": _TLS_FILES[0],
+    "client_tls_key_file": _TLS_FILES[1],
+    "client_tls_ca_file": _TLS_FILES[2],
+}
 
 
 class PgBouncer:
@@ -48,11 +56,13 @@ class PgBouncer:
         users: Mapping[str, str],
         pool_size: int = 2,
         settings: Mapping[str, str | int] | None = None,
+        certificate: Certificate | None = None,
     ) -> Self:
         """Start PgBouncer for every database of `server`; `users` maps the roles it lets in to their passwords.
 
         `pool_size` is the number of server connections per role and database. `settings` are pgbouncer.ini's.
-        `directory` is for the log. Raises MissingPart if it is not installed.
+        With a `certificate`, clients may use TLS. `directory` is for the log.
+        Raises MissingPart if it is not installed.
         """
         program = cls.find()
         port = free_port()
@@ -65,6 +75,7 @@ class PgBouncer:
             "default_pool_size": pool_size,
             "auth_type": "scram-sha-256",
             "auth_file": "users.txt",
+            **(_TLS if certificate else {}),
             **(settings or {}),
         }
         try:
@@ -76,6 +87,9 @@ class PgBouncer:
                 f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\n"
                 + "".join(f"{name} = {value}\n" for name, value in options.items())
             )
+            if certificate is not None:
+                for name, source in zip(_TLS_FILES, (certificate.cert, certificate.key, certificate.ca), strict=True):
+                    shutil.copyfile(source, home.path / name)
             home.give(home.path)
             process = ServerProcess.start(
                 [program, home.path / "pgbouncer.ini"],

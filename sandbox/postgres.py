@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import signal as signals
 from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
+
+    from sandbox.certificate import Certificate
 
 Mode = Literal["fast", "immediate"]
 """How a server stops: `fast` rolls back and writes a checkpoint, `immediate` is a crash."""
@@ -178,6 +181,21 @@ class PostgresServer:
         seen = self.log_text().count(_RELOADED)
         process.send(signals.SIGHUP)
         process.wait_ready(lambda: self.log_text().count(_RELOADED) > seen, timeout=10, what="reloaded")
+
+    def show_certificate(self, certificate: Certificate, *, clients_ca: Path | None = None) -> None:
+        """Show another certificate from the next connection on, on a server started with TLS.
+
+        With `clients_ca` clients are asked for a certificate, and one that they show must be signed by it.
+        """
+        shown = {"server.crt": certificate.cert, "server.key": certificate.key}
+        if clients_ca is not None:
+            shown["clients-ca.crt"] = clients_ca
+            with (self.data / "postgresql.conf").open("a") as file:
+                file.write("ssl_ca_file = 'clients-ca.crt'\n")
+        for name, source in shown.items():
+            shutil.copyfile(source, self.data / name)  # into the files that are there, with their owner and mode
+        self._home.give(self.data)
+        self.reload()
 
     def _prepare(self, *, settings: Mapping[str, Setting], tls: bool) -> None:
         copy_template(self._runnable, to=self.data)

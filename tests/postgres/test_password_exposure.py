@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 from sandbox.certificate import make_certificate
 from sandbox.processes import free_port
-from tests.refreshes import a_run, refresh
+from tests.refreshes import a_run
 
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.postgres import queries
@@ -26,10 +26,8 @@ from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.connection import ConnectionTarget, Pem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
-
-    from tests.databases import Databases
 
     from matview_operator import RefreshResult
 
@@ -37,6 +35,8 @@ CANARY = "c4n4ry-Pa55"
 CLEAR_TEXT = b"R\0\0\0\x08\0\0\0\x03"
 MD5 = b"R\0\0\0\x0c\0\0\0\x05salt"
 SCRAM = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0"
+SCRAM_CONTINUE = b"\0\0\0\x0b"
+FORGED_PROOF = b"R\0\0\0\x36\0\0\0\x0cv=" + b"A" * 43 + b"="
 NOTICE = b"N\0\0\0\x0cSNOTICE\0"
 ACCEPTED = b"R\0\0\0\x08\0\0\0\0"
 PARAMETER = b"S\0\0\0\x18server_version\x0018.4\0"
@@ -47,10 +47,14 @@ SSL_REQUEST = 80877103
 class HostileServer:
     """Says what it was told to, whatever it hears, and keeps what it hears."""
 
-    def __init__(self, greeting: bytes, *, in_pieces: bool = False, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, greeting: bytes, *, in_pieces: bool = False, tls: ssl.SSLContext | None = None, no_tls: bytes = b"N"
+    ) -> None:
+        """`no_tls` is what it says to a request for TLS when it has none."""
         self._greeting = greeting
         self._in_pieces = in_pieces
         self._tls = tls
+        self._no_tls = no_tls
         self.heard = b""
         """Everything after the startup message."""
         self.port = 0
@@ -66,14 +70,12 @@ class HostileServer:
         try:
             length, code = await self._startup(reader)
             if code == SSL_REQUEST:
-                writer.write(b"S" if self._tls else b"N")
+                writer.write(b"S" if self._tls else self._no_tls)
                 if self._tls:
                     await writer.start_tls(self._tls)
                 length, _ = await self._startup(reader)
             await reader.readexactly(length - 8)
-            for piece in [bytes([byte]) for byte in self._greeting] if self._in_pieces else [self._greeting]:
-                writer.write(piece)
-                await writer.drain()
+            await self._greet(reader, writer)
             while chunk := await reader.read(1000):
                 self.heard += chunk
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -81,10 +83,35 @@ class HostileServer:
         finally:
             writer.close()
 
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        del reader  # it does not listen
+        for piece in [bytes([byte]) for byte in self._greeting] if self._in_pieces else [self._greeting]:
+            writer.write(piece)
+            await writer.drain()
+
     @staticmethod
     async def _startup(reader: asyncio.StreamReader) -> tuple[int, int]:
         header = await reader.readexactly(8)
         return int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")
+
+
+class Impostor(HostileServer):
+    """Plays SCRAM without knowing the password; `greeting` is what it says in place of its proof."""
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SCRAM)
+        first = await self._answer(reader)
+        nonce = first.rpartition(b"r=")[2] + b"impostor"
+        said = b"r=" + nonce + b",s=c2FsdHNhbHQ=,i=4096"
+        writer.write(b"R" + (8 + len(said)).to_bytes(4, "big") + SCRAM_CONTINUE + said)
+        assert b"p=" in await self._answer(reader)
+        writer.write(self._greeting)
+
+    @staticmethod
+    async def _answer(reader: asyncio.StreamReader) -> bytes:
+        header = await reader.readexactly(5)
+        assert header[:1] == b"p"
+        return await reader.readexactly(int.from_bytes(header[1:], "big") - 4)
 
 
 def target_at(port: int, *, ssl_mode: SslMode = SslMode.DISABLE, ca: str | None = None) -> ConnectionTarget:
@@ -197,10 +224,45 @@ async def test_a_server_of_another_name_or_ca_is_not_talked_to(
     assert server.heard == b""
 
 
+@pytest.mark.parametrize(
+    ("greeting", "reason"),
+    [
+        (ACCEPTED + PARAMETER + READY, RefreshReason.AUTHENTICATION_FAILED),
+        (FORGED_PROOF + ACCEPTED + PARAMETER + READY, RefreshReason.CONNECTION_FAILED),
+        (SCRAM + ACCEPTED + PARAMETER + READY, RefreshReason.AUTHENTICATION_FAILED),
+        (CLEAR_TEXT, RefreshReason.TLS_FAILED),
+    ],
+    ids=["no proof", "a forged one", "once more", "the password then"],
+)
+async def test_a_server_that_does_not_prove_that_it_knows_the_password_is_not_used(
+    greeting: bytes, reason: RefreshReason
+) -> None:
+    async with Impostor(greeting).serve() as server:
+        result = await attempt(target_at(server.port))
+    assert (result.outcome, result.error_type) == (RefreshOutcome.FAILED, reason), result.error_message
+    assert server.heard == b""
+
+
+async def test_scram_that_ends_as_it_begins_is_not_believed() -> None:
+    async with HostileServer(SCRAM + ACCEPTED + PARAMETER + READY).serve() as server:
+        result = await attempt(target_at(server.port))
+    assert result.error_type is RefreshReason.AUTHENTICATION_FAILED
+    assert result.error_message
+    assert "without proving" in result.error_message
+    assert b"select" not in server.heard
+
+
 @pytest.mark.parametrize("mode", [SslMode.REQUIRE, SslMode.VERIFY_CA, SslMode.VERIFY_FULL])
-async def test_a_server_without_tls_is_not_talked_to_where_tls_is_asked_for(mode: SslMode) -> None:
-    async with HostileServer(ACCEPTED).serve() as server:
-        result = await attempt(target_at(server.port, ssl_mode=mode))
+@pytest.mark.parametrize(
+    "answer",
+    [b"N", b"NN", b"X", b"E\0\0\0\x0bSERROR\0\0", b"S" + ACCEPTED + PARAMETER + READY],
+    ids=["no", "no twice", "nonsense", "an error", "yes, and more that is not encrypted"],
+)
+async def test_a_server_without_tls_is_not_talked_to_where_tls_is_asked_for(
+    mode: SslMode, answer: bytes, certificate: tuple[ssl.SSLContext, str]
+) -> None:
+    async with HostileServer(ACCEPTED, no_tls=answer).serve() as server:
+        result = await attempt(target_at(server.port, ssl_mode=mode, ca=certificate[1]))
     assert result.error_type is RefreshReason.TLS_FAILED
     assert result.error_message
     assert "does not offer TLS" in result.error_message
@@ -249,27 +311,3 @@ async def test_connections_of_others_in_the_same_process_are_theirs() -> None:
                 host="127.0.0.1", port=server.port, user="u", password="theirs", database="d", ssl=False, timeout=0.5
             )
     assert b"theirs" in server.heard
-
-
-async def test_real_tls_of_a_real_server(start_server: Callable[..., Databases]) -> None:
-    databases = start_server(version=15, tls=True)
-    async with databases.lend("bare") as database:
-        view = await database.make_view()
-        ca = databases.server.ca
-        assert ca is not None
-        plain = await refresh(database, view)
-        assert plain.outcome is RefreshOutcome.SUCCESS
-        verified = replace(
-            target_at(databases.server.port, ssl_mode=SslMode.VERIFY_FULL, ca=ca.read_text()),
-            database=database.name,
-            user="mv_operator",
-            password=SecretStr(database.passwords["mv_operator"]),
-        )
-        for mode in (SslMode.REQUIRE, SslMode.VERIFY_CA, SslMode.VERIFY_FULL):
-            result = await Refresher().refresh(target=replace(verified, ssl_mode=mode), run=a_run(view))
-            assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
-        databases.server.pg_hba_prepend(["hostssl all all 127.0.0.1/32 password", "host all all 127.0.0.1/32 password"])
-        clear = await Refresher().refresh(target=replace(verified, ssl_mode=SslMode.REQUIRE), run=a_run(view))
-        assert clear.error_type is RefreshReason.TLS_FAILED
-        proven = await Refresher().refresh(target=verified, run=a_run(view))
-        assert proven.outcome is RefreshOutcome.SUCCESS, proven.error_message

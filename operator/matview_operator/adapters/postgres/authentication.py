@@ -7,30 +7,22 @@ What comes after the greeting it has checked by Frames.
 
 from __future__ import annotations
 
-import re
 import socket
 import ssl
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 from asyncpg import protocol as asyncpg_protocol
 
+from matview_operator.adapters.postgres.exchange import Exchange
 from matview_operator.adapters.postgres.frames import HEADER_BYTES, Frames
-from matview_operator.api.outcome import RefreshReason
+from matview_operator.adapters.postgres.tls import tls_problem, tls_unanswered
 from matview_operator.domain.errors import Problem
 
 _AUTHENTICATION = ord("R")
 _READY = ord("Z")
 _REQUEST_BYTES = 9
 """Of an authentication message up to the number that says what it asks for."""
-_OK = 0
-_CLEAR_TEXT = 3
-_MD5 = 5
-_SASL = frozenset({10, 11, 12})
-_SASL_CONTINUE = 11
-_MANY_ITERATIONS = re.compile(rb",i=0*[1-9]\d{6}")
-"""Half a second of SCRAM and more, in which nothing else runs here. PostgreSQL's default is 4,096; a hostile server can
-ask for two milliards."""
 _GREETING_BYTES = 65_536
 """No honest server says more than this before it is ready for a query."""
 
@@ -51,10 +43,6 @@ class Row(asyncpg.Record):
             raise AttributeError(name) from None
 
 
-class PasswordExposed(Exception):
-    """The server asked for a password in a form that only a verified TLS connection may carry."""
-
-
 class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
     """asyncpg's protocol with its authentication watched and TCP keepalive set, which asyncpg has no option for."""
 
@@ -63,12 +51,16 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         self._connected_future = connected
         self._greeting: bytearray | None = bytearray()
         self._greeted = 0
+        self._exchange = Exchange()
         self._frames = Frames()
         self._refused: Exception | None = None
         self._wire: Any = None
+        self._tls: ssl.SSLObject | None = None
 
     def connection_made(self, transport: Any) -> None:
         self._wire = transport
+        # Now: a transport that was aborted cannot be asked any more.
+        self._tls = transport.get_extra_info("ssl_object")
         _keep_alive(transport.get_extra_info("socket"))
         super().connection_made(transport)
 
@@ -99,6 +91,11 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
                 self._hand_on(rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._tls is not None and not self._greeted and self._refused is None:
+            # With TLS 1.3 a client's certificate is judged when the handshake is over for the client.
+            self._refused = tls_problem(exc) if isinstance(exc, ssl.SSLError) else tls_unanswered()
+            if not self._connected_future.done():
+                self._connected_future.set_exception(self._refused)
         super().connection_lost(self._refused or exc)
 
     def _hand_on(self, data: bytes) -> None:
@@ -111,21 +108,10 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
                 super().data_received(admitted)
 
     def _refusal(self, message: bytes) -> Exception | None:
-        """Why this authentication request is not to be answered, if it is not."""
-        request = int.from_bytes(message[HEADER_BYTES:_REQUEST_BYTES], "big")
-        if request == _SASL_CONTINUE and _MANY_ITERATIONS.search(message):
-            return Problem(
-                RefreshReason.AUTHENTICATION_FAILED,
-                "The server asks for a million iterations of SCRAM or more, for which everything else would have to "
-                "wait. Lower scram_iterations there, and set the role's password anew.",
-            )
-        if request == _OK or request in _SASL or (request in (_CLEAR_TEXT, _MD5) and self._verified()):
-            return None
-        return PasswordExposed("The server asked for the password itself.")
-
-    def _verified(self) -> bool:
-        tls = cast("ssl.SSLObject | None", self._wire.get_extra_info("ssl_object"))
-        return tls is not None and tls.context.verify_mode is ssl.CERT_REQUIRED
+        if len(message) < _REQUEST_BYTES:
+            return asyncpg.InterfaceError("the greeting is none of PostgreSQL's")
+        verified = self._tls is not None and self._tls.context.verify_mode is ssl.CERT_REQUIRED
+        return self._exchange.refusal(message[HEADER_BYTES:], verified=verified)
 
     def _refuse(self, why: Exception) -> None:
         self._greeting = bytearray()

@@ -10,7 +10,7 @@ from asyncpg.connect_utils import SessionAttribute
 
 from matview_operator.adapters.postgres import authentication
 from matview_operator.adapters.postgres.addresses import AddressBook
-from matview_operator.adapters.postgres.authentication import PasswordExposed, Row
+from matview_operator.adapters.postgres.authentication import Row
 from matview_operator.adapters.postgres.tls import tls_of, tls_problem
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.connection import ConnectionTarget
@@ -48,12 +48,6 @@ async def connect(target: ConnectionTarget, *, timeout: float = CONNECT_SECONDS)
                 if not others or type(error) is ConnectionError:
                     raise
         raise OSError("The host's name has no address")
-    except PasswordExposed as error:
-        raise Problem(
-            RefreshReason.TLS_FAILED,
-            f"{error} Only a connection whose TLS is verified may carry it. "
-            "Use scram-sha-256 on the server, or sslMode verify-full with the server's CA.",
-        ) from None
     except ssl.SSLError as error:
         raise tls_problem(error) from None
     except ConnectionError as error:
@@ -93,6 +87,9 @@ async def _connect_to(address: str, target: ConnectionTarget, *, seconds: float)
         statement_cache_size=0,
         record_class=Row,
         target_session_attrs=SessionAttribute.any,
+        # Never used, but asyncpg would look for them in the environment.
+        krbsrvname="postgres",
+        gsslib="gssapi",
     )
 
 

@@ -83,12 +83,22 @@ def tls_problem(error: ssl.SSLError) -> Problem:
     )
 
 
+def tls_unanswered() -> Problem:
+    """Say that the server hung up when the handshake was over and before it said a word."""
+    return Problem(
+        RefreshReason.CONNECTION_FAILED,
+        "The server closed the connection right after the TLS handshake. Its log says why; "
+        "if it asks for a client certificate, it may have refused ours (tls.crt and tls.key).",
+    )
+
+
 def _trust(context: ssl.SSLContext, ca: Pem | None) -> None:
     if ca is None:
         context.load_default_certs()
         return
     try:
-        context.load_verify_locations(cadata=ca.text)
+        # Bundles have comments with names of authorities in them, and only ASCII is taken.
+        context.load_verify_locations(cadata=ca.text.encode("ascii", "replace").decode())
     except (ssl.SSLError, ValueError):
         raise Problem(
             RefreshReason.SECRET_INVALID, f"The {ca.source} holds no certificates in PEM form; put the CA's there."
