@@ -54,6 +54,11 @@ def main() -> None:
     help="Refreshes at once over all databases. [env: MATVIEW_MAX_CONCURRENT_REFRESHES; default: 32]",
 )
 @setting(
+    "--idle-connection-seconds",
+    type=float,
+    help="Seconds a connection waits for the next refresh. [env: MATVIEW_IDLE_CONNECTION_SECONDS; default: 5]",
+)
+@setting(
     "--shutdown-grace-seconds",
     type=float,
     help="How long SIGTERM lets refreshes end before it stops them. [env: MATVIEW_SHUTDOWN_GRACE_SECONDS; default: 20]",

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapp
 from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
+from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.adapters.postgres.view_graph import read_view_graph
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
@@ -117,18 +118,19 @@ async def refresh_in_order(
 
     Cancelled, it raises CancelledError whose first argument is the result of the view at work.
     """
-    refresher = Refresher(verbose_errors=request.verbose_errors)
     failed: dict[ViewName, str] = {}
-    for view in views:
-        blame = next((failed[upstream] for upstream in sorted(reads.get(view, ())) if upstream in failed), None)
-        if blame is None:
-            result = await refresher.refresh(target=target, run=request.run(view))
-            if result.outcome in FAILURES:
-                failed[view] = str(view)
-        else:
-            result = _skipped(view, request=request, failed=blame)
-            failed[view] = blame
-        yield result
+    async with Pool() as pool:
+        refresher = Refresher(pool, verbose_errors=request.verbose_errors)
+        for view in views:
+            blame = next((failed[upstream] for upstream in sorted(reads.get(view, ())) if upstream in failed), None)
+            if blame is None:
+                result = await refresher.refresh(target=target, run=request.run(view))
+                if result.outcome in FAILURES:
+                    failed[view] = str(view)
+            else:
+                result = _skipped(view, request=request, failed=blame)
+                failed[view] = blame
+            yield result
 
 
 def _skipped(view: ViewName, *, request: Request, failed: str) -> RefreshResult:

@@ -22,6 +22,7 @@ from matview_operator.adapters.kube.secrets import SecretReader
 from matview_operator.adapters.kube.status_writer import KubeStatusWriter
 from matview_operator.adapters.metrics import PolicyReading, PrometheusMetrics, since
 from matview_operator.adapters.postgres.inspector import Inspector
+from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.adapters.server import MetricsServer
 from matview_operator.domain.conditions import READY, statement_of
@@ -80,8 +81,11 @@ class _Operator:
             queue_depth=lambda: self._supervisor.queue_depth,
         )
         self._events = KubeEvents(api)
+        self._pool = Pool(
+            idle_seconds=self._settings.idle_connection_seconds, idle_in_all=self._settings.max_concurrent_refreshes
+        )
         self._supervisor = Supervisor(
-            executor=Refresher(verbose_errors=self._settings.verbose_errors),
+            executor=Refresher(self._pool, verbose_errors=self._settings.verbose_errors),
             inspector=Inspector(),
             secrets=SecretReader(api),
             writer=KubeStatusWriter(api),
@@ -113,6 +117,7 @@ class _Operator:
     async def _stop(self, **_: Any) -> None:
         self._loaded = False
         await self._supervisor.stop(grace_seconds=self._settings.shutdown_grace_seconds)
+        await self._pool.close()
         await self._events.flush(seconds=_EVENT_SECONDS)
         for task in self._background:
             task.cancel()

@@ -11,6 +11,7 @@ from tests.refreshes import TENANT, TENANT_A, TENANT_B, a_run, refresh
 
 import matview_operator
 from matview_operator import RefreshOutcome
+from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.transaction import work_through
 from matview_operator.adapters.postgres.work import Job
 from matview_operator.api.outcome import RefreshReason
@@ -38,7 +39,7 @@ async def test_g3_nothing_set_for_a_run_outlives_it_on_its_connection(bare_datab
     for each in (view, ViewName("public", "missing")):
         job = Job(runs=[a_run(each, **TENANT)], target=parse_url(bare_database.url()), timeout_seconds=20)
         try:
-            await work_through(job)
+            await work_through(job, Pool(idle_seconds=0))
         except matview_operator.MatviewError:
             assert job.session is not None
             await job.session.rollback()

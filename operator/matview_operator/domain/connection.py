@@ -78,6 +78,13 @@ class ConnectionTarget:
     """The certificates that verify-ca and verify-full trust; None means the system's, for verify-full only."""
     client_certificate: ClientCertificate | None = None
     """Shown to a server that asks for one, whatever the ssl_mode but disable."""
+    owner: str = ""
+    """The MatviewDatabase that it was read for; two of them never share a connection, whatever else is equal."""
+
+    @property
+    def server(self) -> tuple[str, int]:
+        """Where it is."""
+        return self.host, self.port
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}/{self.database} as {self.user}"

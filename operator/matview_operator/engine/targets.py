@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshReason
@@ -46,7 +47,7 @@ async def resolve(spec: MatviewDatabaseSpec, key: Key, secrets: Secrets) -> Conn
         with _problems_of(ref.name):
             ca = ca_from_secret(found, ref)
     with _problems_of(name):
-        return target_from_secret(data, secret=name, spec=spec, ca=ca)
+        return replace(target_from_secret(data, secret=name, spec=spec, ca=ca), owner=str(key))
 
 
 @contextmanager

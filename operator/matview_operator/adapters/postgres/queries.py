@@ -40,6 +40,8 @@ select pg_catalog.current_setting('server_version') as version,
     + """, 'Installed') end
          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where n.nspname = 'matview_ops' and c.relname = 'refresh_run'), 'Missing') as bookkeeping,
+       pg_catalog.pg_postmaster_start_time() as started_at,
+       pg_catalog.pg_backend_pid() as backend_pid,
        pg_catalog.clock_timestamp() as now
 """
 )
@@ -79,9 +81,11 @@ it anything."""
 BEGIN = "begin isolation level read committed read write"
 COMMIT = "commit"
 ROLLBACK = "rollback"
+RESET = "discard all"
 
 # The settings first, the locks last: a select list is evaluated from left to right. Both locks in one statement, and
 # before anything is read under them: a later statement's snapshot sees what the former holder committed.
+# The seed: else random() in a view's query would go on where an earlier view's setseed() left it in this session.
 # transaction_timeout ends the session, so it comes a little later; set to the same time it would replace
 # statement_timeout, which leaves a session in which the failure can be recorded.
 SETTINGS_AND_LOCKS = """
@@ -100,6 +104,7 @@ select pg_catalog.set_config('statement_timeout', $1::int::text, true),
        pg_catalog.set_config('app.execution_context', 'worker', true),
        coalesce(pg_catalog.current_setting($4, true), '') as leaked_setting,
        case when $5::text is not null then pg_catalog.set_config($4, $5, true) end,
+       pg_catalog.setseed($10),
        pg_catalog.pg_try_advisory_xact_lock($6::int, $7::int) as own_lock,
        pg_catalog.pg_try_advisory_xact_lock($6::int, $8::int) as global_lock
 """

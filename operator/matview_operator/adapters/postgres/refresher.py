@@ -13,6 +13,7 @@ from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.commit import settle_unknown
 from matview_operator.adapters.postgres.explanation import explained
 from matview_operator.adapters.postgres.ledger import record_failure
+from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.transaction import work_through
 from matview_operator.adapters.postgres.work import Job, Stage, success
@@ -31,12 +32,21 @@ _CLIENT_GRACE_SECONDS = 1.0
 _ROLLBACK_SECONDS = 2.0
 _SETTLE_SECONDS = 3.0
 
+_SERVER_LOST = frozenset(
+    {RefreshReason.CONNECTION_LOST, RefreshReason.CONNECTION_FAILED, RefreshReason.READ_ONLY_SERVER}
+)
+"""After these, the server at that address is down or another one."""
+
 
 class Refresher:
-    """Runs refreshes. Holds no state: two runs share nothing but the server."""
+    """Runs refreshes. Two runs share nothing but the server and the pool."""
 
-    def __init__(self, *, verbose_errors: bool = False) -> None:
-        """`verbose_errors`: results repeat what the server says of an error inside a view's query; it may hold rows."""
+    def __init__(self, pool: Pool | None = None, *, verbose_errors: bool = False) -> None:
+        """Take sessions from this pool, whose owner closes it; without one each run has a connection of its own.
+
+        `verbose_errors`: results repeat what the server says of an error inside a view's query; it may hold rows.
+        """
+        self._pool = pool or Pool(idle_seconds=0)
         self._verbose_errors = verbose_errors
 
     async def refresh(self, *, target: ConnectionTarget, run: Run) -> RefreshResult:
@@ -51,16 +61,18 @@ class Refresher:
                 runs=[run],
                 timeout_seconds=run.timeout_seconds,
                 verbose_errors=self._verbose_errors,
-            )
+            ),
+            self._pool,
         )
         return result
 
 
-async def _work(job: Job) -> tuple[RefreshResult, ...]:
-    cancelled = False
+async def _work(job: Job, pool: Pool) -> tuple[RefreshResult, ...]:
+    cancelled = is_clean = False
     try:
         async with asyncio.timeout(job.timeout_seconds + _CLIENT_GRACE_SECONDS):
-            results = await work_through(job)
+            results = await work_through(job, pool)
+        is_clean = True
     except asyncio.CancelledError as error:
         cancelled = True
         results = await _failed(job, error)
@@ -68,7 +80,12 @@ async def _work(job: Job) -> tuple[RefreshResult, ...]:
         results = await _failed(job, error)
     finally:
         if job.session is not None:
-            await job.session.close()
+            if not is_clean and (job.session.closed or any(result.error_type in _SERVER_LOST for result in results)):
+                pool.forget_server(job.target)
+            try:
+                await pool.take_back(job.session, is_clean=is_clean)
+            except asyncio.CancelledError:
+                cancelled = True
     for work, result in zip(job.works, results, strict=True):
         log.info(
             "%s %s",

@@ -1,8 +1,9 @@
-"""One connection for one run: the server's facts, its clock, and explicit transactions."""
+"""One connection, used by one run at a time: the server's facts, its clock, and explicit transactions."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,6 +34,14 @@ _BOOKKEEPING = {
     _FLAWED: Bookkeeping.OUTDATED,
 }
 _CLOCK_SAMPLES = 3
+_CLOCK_STEP_SECONDS = 0.05
+"""By less than that a clock that is being corrected gently drifts in a session's life."""
+_PROOF_SECONDS = 2.0
+"""For the first answer of a session that was idle; connecting anew takes less."""
+
+
+class SessionLost(Exception):
+    """The session was idle and is of no use any more. Nothing was done: ask again over another one."""
 
 
 class Session:
@@ -43,7 +52,13 @@ class Session:
         self._descriptions: dict[str, PreparedStatement[Row]] = {}
         """What the server said of a statement's parameters and columns. Nothing is kept on the server: the driver sends
         the text with each execution, all in one round trip, and a pooler may hand us on between any two."""
+        self._is_proven = True
+        self._offset: timedelta | None = None
+        self._offset_base = 0.0
         self.facts: ServerFacts
+        self.server_started_at: datetime
+        """By the server's clock; another server, or the same after a restart, has another one."""
+        self._is_direct = False
         self._best_sample: tuple[timedelta, timedelta]
 
     @classmethod
@@ -72,6 +87,9 @@ class Session:
         )
         assert row is not None  # a select without from has one row
         self._best_sample = _sample(before, row.now)
+        self.server_started_at = row.started_at
+        # PgBouncer and its like invent the number that the driver was told at the start.
+        self._is_direct = row.backend_pid == self._connection.get_server_pid()
         state, _, flaw = row.bookkeeping.partition(": ")
         self.facts = ServerFacts(
             version=shown(row.version.partition(" ")[0], size=VERSION_BYTES),
@@ -90,13 +108,20 @@ class Session:
         return self.facts
 
     async def clock_offset(self) -> timedelta:
-        """Server time minus operator time, from the shortest of three round trips."""
-        for _ in range(_CLOCK_SAMPLES - 1):
-            before = datetime.now(UTC)
-            row = await self.row(queries.CLOCK)
-            assert row is not None  # a select without from has one row
-            self._best_sample = min(self._best_sample, _sample(before, row.now))
-        return self._best_sample[1]
+        """Server time minus operator time, from the shortest of three round trips.
+
+        Measured once per session, and again when the operator's clock was set meanwhile.
+        """
+        base = time.time() - time.monotonic()
+        if self._offset is None or abs(base - self._offset_base) > _CLOCK_STEP_SECONDS:
+            known = [self._best_sample] if self._offset is None else []
+            while len(known) < _CLOCK_SAMPLES:
+                before = datetime.now(UTC)
+                row = await self.row(queries.CLOCK)
+                assert row is not None  # a select without from has one row
+                known.append(_sample(before, row.now))
+            self._offset, self._offset_base = min(known)[1], base
+        return self._offset
 
     async def row(self, statement: str, *arguments: Any) -> Row | None:
         """Run one of our statements and return its first row, if any."""
@@ -104,7 +129,27 @@ class Session:
 
     async def rows(self, statement: str, *arguments: Any) -> list[Row]:
         """Run one of our statements and return its rows."""
-        return await (await self._described(statement)).fetch(*arguments)
+        if self._is_proven:
+            return await (await self._described(statement)).fetch(*arguments)
+        try:
+            async with asyncio.timeout(_PROOF_SECONDS):
+                rows = await (await self._described(statement)).fetch(*arguments)
+        except (TimeoutError, OSError, *queries.DRIVER_ERRORS):
+            raise SessionLost from None
+        self._is_proven = True
+        return rows
+
+    def lent(self) -> None:
+        """Use it for another run. Its first statement, which must be BEGIN or a question, may raise SessionLost."""
+        self._is_proven = False
+
+    async def reset(self) -> None:
+        """Take away what a view's query may have left in the session.
+
+        Behind a pooler there is no session of ours to clean, and DISCARD ALL would take from others what they prepared.
+        """
+        if self._is_direct:
+            await self.rows(queries.RESET)
 
     async def utility(self, statement: str) -> None:
         """Run a statement that names a view, so that its text is of use once."""
@@ -143,6 +188,11 @@ class Session:
     def closed(self) -> bool:
         """Whether the connection is gone."""
         return self._connection.is_closed()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open, be it one that failed."""
+        return self._connection.is_in_transaction()
 
     async def close(self) -> None:
         """Close within two seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import Any
 
 from matview_operator.adapters.postgres import queries
@@ -41,6 +42,7 @@ async def lock(work: Work, session: Session) -> bool:
         keys.tenant_key,
         _GLOBAL_KEY,
         [*run.search_path],
+        random.uniform(-1, 1),  # noqa: S311 - no secret depends on it
     )
     assert row is not None  # a select without from has one row
     if shared and row.leaked_setting:

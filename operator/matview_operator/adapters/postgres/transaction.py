@@ -9,12 +9,13 @@ import asyncpg
 
 from matview_operator.adapters.postgres.connection import CONNECT_SECONDS
 from matview_operator.adapters.postgres.ledger import MAX_ATTEMPT, read_settled
-from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.pool import Pool
+from matview_operator.adapters.postgres.session import Session, SessionLost
 from matview_operator.adapters.postgres.steps import analyze, claim, lock, look_up, refresh
 from matview_operator.adapters.postgres.work import Job, Stage, Work, already_done, mode_of, row_of, success
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Analyze
+from matview_operator.api.policy import Analyze, Isolation
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.search_path import search_path_problems
@@ -27,10 +28,24 @@ _LEDGER_GONE = frozenset({"42P01", "3F000", "42501"})
 _EXECUTION_CONTEXT = "app.execution_context"
 
 
-async def work_through(job: Job) -> tuple[RefreshResult, ...]:
-    """Connect, refresh, commit. Raises Problem or what the driver raises; the transaction is then still open."""
-    session = job.session = await Session.open(job.target, seconds=min(CONNECT_SECONDS, job.timeout_seconds))
-    return await work_over(session, job)
+async def work_through(job: Job, pool: Pool) -> tuple[RefreshResult, ...]:
+    """Connect, refresh, commit. Raises Problem or what the driver raises; the transaction is then still open.
+
+    The job's session is then the pool's, which wants it back.
+    """
+    while True:
+        session = job.session = await pool.lend(
+            job.target,
+            tenant_setting=job.run.tenant_setting.lower() if job.run.isolation is Isolation.TENANT else None,
+            seconds=min(CONNECT_SECONDS, job.timeout_seconds),
+        )
+        try:
+            return await work_over(session, job)
+        except SessionLost:
+            # Killed, timed out or lost by a firewall while it was idle. The others are no better than this one.
+            job.session = None
+            pool.forget_server(job.target)
+            await pool.take_back(session, is_clean=False)
 
 
 async def work_over(session: Session, job: Job) -> tuple[RefreshResult, ...]:

@@ -1,0 +1,401 @@
+"""Connections that are kept for the next run: one is enough, and nothing of a run is left in it for another."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sandbox.pgtemplate import SUPERUSER
+from tests.database import APP_OWNER, MV_OPERATOR
+from tests.proxy import Fault, Proxy
+from tests.refreshes import TENANT, TENANT_B, GatedView, a_run, backends, ended, public, settled
+
+from matview_operator import RefreshOutcome, refresh_all_for_tenant_async
+from matview_operator.adapters.postgres import pool as pool_module
+from matview_operator.adapters.postgres.pool import IDLE_PER_TARGET, Pool
+from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.adapters.postgres.session import Session
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.connection import ConnectionTarget, parse_url
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from sandbox.pgbouncer import PgBouncer
+    from tests.database import Database
+
+    from matview_operator.domain.result import RefreshResult
+    from matview_operator.domain.view import ViewName
+
+only_18 = pytest.mark.parametrize("databases", [18], indirect=True)
+SECONDS = 60.0
+"""Idle for longer than a test takes."""
+
+
+class Runs:
+    """Runs of one target over one pool."""
+
+    def __init__(self, database: Database, pool: Pool, target: ConnectionTarget) -> None:
+        self.database, self.pool, self.target = database, pool, target
+        self._refresher = Refresher(pool)
+
+    async def refresh(self, view: ViewName, *, target: ConnectionTarget | None = None, **fields: Any) -> RefreshResult:
+        return await self._refresher.refresh(target=target or self.target, run=a_run(view, **fields))
+
+    async def backend(self, **fields: Any) -> object:
+        """Refresh a view that shows which backend did it."""
+        result = await self.refresh(public("who"), **fields)
+        assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
+        return await self.database.value_as(APP_OWNER, "select pid from who")
+
+
+@asynccontextmanager
+async def runs_over(database: Database, *, via: Any = None, **options: Any) -> AsyncIterator[Runs]:
+    await database.execute_as(APP_OWNER, "create materialized view if not exists who as select pg_backend_pid() as pid")
+    async with Pool(**{"idle_seconds": SECONDS, **options}) as pool:
+        yield Runs(database, pool, parse_url(database.url(via=via)))
+
+
+async def test_runs_one_after_another_use_one_connection(database: Database) -> None:
+    async with Proxy(database.server.port) as proxy, runs_over(database, via=proxy) as runs:
+        assert len({await runs.backend() for _ in range(4)}) == 1
+        assert proxy.connections == 1
+    assert await backends(database) == 0
+
+
+async def test_runs_at_once_never_share_one_and_two_are_kept(bare_database: Database) -> None:
+    views = [await GatedView.make(bare_database, f"gated_{number}") for number in range(4)]
+    async with runs_over(bare_database) as runs:
+        for each in views:
+            await each.shut()
+        at_work = [asyncio.create_task(runs.refresh(each.view)) for each in views]
+        await settled(lambda: backends(bare_database), 4)
+        for each in views:
+            await each.open()
+        assert {(await task).outcome for task in at_work} == {RefreshOutcome.SUCCESS}
+        await settled(lambda: backends(bare_database), IDLE_PER_TARGET)
+
+
+HOSTILE = """
+create sequence public.numbers;
+create function public.attempt(what text) returns text language plpgsql as $$
+  begin
+    execute what;
+    return what || ': done';
+  exception when others then
+    return what || ': ' || sqlstate;
+  end $$;
+create materialized view hostile as
+  select pg_backend_pid() as pid, public.attempt(what) as outcome, random() as drawn
+  from unnest(array[
+    $$select setseed(0.5)$$,
+    $$select set_config('search_path', 'hostile', false), set_config('app.current_tenant_id', 'hostile', false),
+      set_config('row_security', 'on', false), set_config('statement_timeout', '1ms', false),
+      set_config('application_name', 'hostile', false), set_config('timezone', 'Asia/Tokyo', false),
+      set_config('default_transaction_read_only', 'on', false)$$,
+    $$set search_path = hostile$$,
+    $$set role app_owner$$,
+    $$set session authorization mv_operator$$,
+    $$select set_config('role', 'app_owner', false)$$,
+    $$create temp table pg_class (id int)$$,
+    $$create temp view hidden as select 1$$,
+    $$select pg_advisory_lock(1234567, 7654321)$$,
+    $$select pg_advisory_lock_shared(1234567890123)$$,
+    $$prepare hidden as select 1$$,
+    $$declare hidden cursor with hold for select 1$$,
+    $$listen hidden$$,
+    $$select nextval('public.numbers')$$,
+    $$load 'plpgsql'$$
+  ]) as what
+with no data;
+"""
+WITNESS = """
+create function public.last_value_of_the_session() returns text language plpgsql as $$
+  begin return lastval(); exception when others then return sqlstate; end $$;
+create function public.current_value_of_the_session() returns text language plpgsql as $$
+  begin return currval('public.numbers'); exception when others then return sqlstate; end $$;
+create materialized view witness as select
+  array(select name || '=' || setting from pg_settings
+        where name not in ('statement_timeout', 'transaction_timeout') order by name) as settings,
+  (select setting::int > 15000 from pg_settings where name = 'statement_timeout') as is_given_its_time,
+  nullif(current_setting('app.current_tenant_id', true), '') as tenant,
+  current_user as owner, session_user as role, current_schemas(true) as schemas, pg_my_temp_schema() as temporary,
+  (select count(*) from pg_class where relpersistence = 't') as temporaries,
+  array(select classid || ' ' || objid || ' ' || objsubid from pg_locks
+        where locktype = 'advisory' and pid = pg_backend_pid() order by 1) as locks,
+  (select count(*) from pg_prepared_statements where from_sql) as prepared, array(select name from pg_cursors
+    where is_holdable) as cursors,
+  array(select pg_listening_channels()) as channels, public.last_value_of_the_session() as last_value,
+  public.current_value_of_the_session() as current_value;
+create materialized view drawn as select pg_backend_pid() as pid, random() as number;
+"""
+
+
+async def witnessed(runs: Runs) -> dict[str, object]:
+    result = await runs.refresh(public("witness"))
+    assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
+    (row,) = await runs.database.fetch_as(APP_OWNER, "select * from witness")
+    return dict(row)
+
+
+async def test_a_hostile_view_leaves_nothing_for_the_next_run(database: Database) -> None:
+    await database.execute_as(APP_OWNER, HOSTILE + WITNESS)
+    async with runs_over(database, idle_seconds=0) as runs:
+        fresh = await witnessed(runs)
+    async with runs_over(database) as runs:
+        backend = await runs.backend()
+        draws = []
+        for _ in range(2):
+            await runs.refresh(public("hostile"))
+            # What it did is done: it is what it is here for, and none of it may be seen below.
+            outcomes = await database.fetch_as(APP_OWNER, "select pid, outcome from hostile")
+            assert {row["pid"] for row in outcomes} == {backend}
+            done = [row["outcome"] for row in outcomes if row["outcome"].endswith(": done")]
+            assert [what.split("(")[0] for what in done] == [
+                "select setseed",
+                "select set_config",
+                "set search_path = hostile: done",
+                "select pg_advisory_lock",
+                "select pg_advisory_lock_shared",
+                "select nextval",
+            ]
+            assert await database.value_as(SUPERUSER, "select count(*) from pg_locks where locktype = 'advisory'") == 0
+            await runs.refresh(public("drawn"))
+            draws += await database.fetch_as(APP_OWNER, "select pid, number from drawn")
+            assert await witnessed(runs) == fresh
+        assert {row["pid"] for row in draws} == {backend}
+        assert len({row["number"] for row in draws}) == 2
+
+
+@only_18
+async def test_a_hostile_view_leaves_nothing_for_the_next_run_through_a_transaction_pooler(
+    database: Database, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    # But for locks and values of the session's sequences, which are the pooler's session's: a connection for each run
+    # would find them there as well.
+    of_the_pooler = {"locks", "last_value", "current_value"}
+    await database.execute_as(APP_OWNER, HOSTILE + WITNESS)
+    bouncer = pgbouncer(database, pool_size=1)
+    async with runs_over(database, idle_seconds=0, via=bouncer) as runs:
+        fresh = await witnessed(runs)
+    async with runs_over(database, via=bouncer) as runs:
+        for _ in range(2):
+            assert (await runs.refresh(public("hostile"))).outcome is RefreshOutcome.SUCCESS
+            found = await witnessed(runs)
+            assert {name for name in found if found[name] != fresh[name]} <= of_the_pooler
+    lines = [line for line in database.server.log_text().splitlines() if f"@{database.name} " in line]
+    assert any("refresh materialized view" in line for line in lines)
+    # It would take from the pooler's other clients what they have prepared there.
+    assert not any("discard all" in line for line in lines)
+
+
+async def test_a_tenants_setting_is_never_seen_by_a_run_that_makes_none(database: Database) -> None:
+    # Not even as '', which is what a setting is once it has been made and taken back: not every view takes it for null.
+    await database.execute_as(
+        APP_OWNER,
+        "create materialized view seen as"
+        " select pg_backend_pid() as pid, current_setting('app.current_tenant_id', true) as tenant",
+    )
+
+    async def seen(runs: Runs, **fields: Any) -> tuple[object, object]:
+        result = await runs.refresh(public("seen"), **fields)
+        assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
+        (row,) = await database.fetch_as(APP_OWNER, "select pid, tenant from seen")
+        return row["pid"], row["tenant"]
+
+    async with runs_over(database) as runs:
+        a, tenant_a = await seen(runs, **TENANT)
+        nobody, none = await seen(runs)
+        await database.execute_as(SUPERUSER, "delete from matview_ops.refresh_run")  # else this view would be shared
+        b, tenant_b = await seen(runs, **TENANT | {"tenant_id": TENANT_B})
+        await database.execute_as(SUPERUSER, "delete from matview_ops.refresh_run")
+        other, tenant_a_again = await seen(runs, **TENANT, tenant_setting="shop.tenant")
+    assert (tenant_a, none, tenant_b, tenant_a_again) == (TENANT["tenant_id"], None, TENANT_B, None)
+    assert a == b
+    assert len({a, nobody, other}) == 3
+
+
+async def test_a_run_that_did_not_end_well_closes_its_connection(bare_database: Database) -> None:
+    gated = await GatedView.make(bare_database)
+    await bare_database.execute_as(
+        APP_OWNER,
+        """
+        create table zero (n int);
+        insert into zero values (1);
+        create materialized view divided as select 1 / n as n from zero;
+        update zero set n = 0;
+        """,
+    )
+    async with runs_over(bare_database) as runs:
+        seen = {await runs.backend()}
+        assert ended(await runs.refresh(public("divided"))) == (RefreshOutcome.FAILED, RefreshReason.VIEW_QUERY_FAILED)
+        seen.add(await runs.backend())
+        await gated.shut()
+        late = await runs.refresh(gated.view, timeout_seconds=0.5)
+        assert ended(late) == (RefreshOutcome.FAILED, RefreshReason.TIMEOUT)
+        seen.add(await runs.backend())
+        cancelled = asyncio.create_task(runs.refresh(gated.view))
+        await gated.reached()
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        seen.add(await runs.backend())
+        assert len(seen) == 4
+        await settled(lambda: backends(bare_database), 1)
+
+
+@only_18
+async def test_a_run_that_was_skipped_keeps_its_connection(database: Database) -> None:
+    view = await database.make_view()
+    async with runs_over(database) as runs:
+        backend = await runs.backend()
+        keys = a_run(view).lock_keys
+        await database.execute_as(APP_OWNER, "begin")
+        await database.fetch_as(APP_OWNER, "select pg_advisory_xact_lock($1, $2)", keys.view_key, keys.tenant_key)
+        assert (await runs.refresh(view)).outcome is RefreshOutcome.SKIPPED_LOCK_HELD
+        await database.execute_as(APP_OWNER, "rollback")
+        assert await runs.backend() == backend
+
+
+@only_18
+async def test_t3_a_rotated_secret_drops_its_own_idle_connections_at_once(database: Database) -> None:
+    gated = await GatedView.make(database)
+    async with runs_over(database) as runs:
+        before = replace(runs.target, owner="shop/analytics")
+        rotated = replace(before, host="localhost")
+        # Equal in all but the owner: another namespace's, though it names the same role and password.
+        stranger = replace(before, owner="other/analytics")
+        idle = await runs.backend(target=before)
+        of_stranger = await runs.backend(target=stranger)
+        assert of_stranger != idle
+        newer = await runs.backend(target=rotated)
+        await settled(lambda: _alive(database, idle), False)
+        assert await runs.backend(target=rotated) == newer
+        # And back, while a run is at work: it ends, and its connection with it.
+        await gated.shut()
+        at_work = asyncio.create_task(runs.refresh(gated.view, target=rotated))
+        assert await gated.reached() == newer
+        await runs.backend(target=before)
+        await gated.open()
+        assert (await at_work).outcome is RefreshOutcome.SUCCESS
+        await settled(lambda: _alive(database, newer), False)
+        assert await runs.backend(target=stranger) == of_stranger
+
+
+async def _alive(database: Database, pid: object) -> bool:
+    return bool(await database.value_as(SUPERUSER, "select count(*) from pg_stat_activity where pid = $1", pid))
+
+
+async def test_an_idle_connection_that_the_server_ended_fails_no_run(database: Database) -> None:
+    async with runs_over(database) as runs:
+        first = await runs.backend()
+        await database.value_as(SUPERUSER, "select pg_terminate_backend($1, 5000)", first)
+        assert await runs.backend() != first
+
+
+@only_18
+@pytest.mark.parametrize("silent", [True, False], ids=["silence", "reset"])
+async def test_an_idle_connection_that_a_firewall_forgot_fails_no_run(database: Database, *, silent: bool) -> None:
+    async with Proxy(database.server.port) as proxy, runs_over(database, via=proxy) as runs:
+        first = await runs.backend()
+        proxy.add(Fault(statement="begin", loses="request", silent=silent))
+        async with asyncio.timeout(15):
+            assert await runs.backend(timeout_seconds=10) != first
+        if not silent:
+            await settled(lambda: backends(database), 1)
+
+
+@only_18
+async def test_a_lost_server_drops_all_its_idle_connections_at_once(database: Database) -> None:
+    gated = await GatedView.make(database)
+    async with runs_over(database) as runs:
+        await gated.shut()
+        at_work = [asyncio.create_task(runs.refresh(view)) for view in (gated.view, public("who"))]
+        victim = await gated.reached()
+        await at_work[1]
+        await settled(lambda: backends(database), 2)
+        await database.value_as(SUPERUSER, "select pg_terminate_backend($1, 5000)", victim)
+        assert (await at_work[0]).error_type is RefreshReason.CONNECTION_LOST
+        await settled(lambda: backends(database), 0)
+
+
+@only_18
+async def test_a_connection_waits_for_seconds_and_lives_a_minute(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with runs_over(database, idle_seconds=0.2) as runs:
+        await runs.backend()
+        await settled(lambda: backends(database), 0)
+    async with runs_over(database) as runs:
+        first = await runs.backend()
+        monkeypatch.setattr(pool_module, "AGE_SECONDS", 0)
+        assert await runs.backend() != first
+        await settled(lambda: backends(database), 0)
+
+
+@only_18
+async def test_idle_connections_are_bounded_in_all(database: Database) -> None:
+    async with runs_over(database, idle_in_all=3) as runs:
+        pids = [await runs.backend(target=replace(runs.target, owner=f"tenant-{number}/db")) for number in range(5)]
+        await settled(lambda: backends(database), 3)
+        assert await runs.backend(target=replace(runs.target, owner="tenant-4/db")) == pids[4]
+
+
+@only_18
+async def test_closing_the_pool_closes_what_is_taken_back_later(database: Database) -> None:
+    gated = await GatedView.make(database)
+    await gated.shut()
+    async with runs_over(database) as runs:
+        await runs.backend()
+        at_work = asyncio.create_task(runs.refresh(gated.view))
+        await gated.reached()
+    await gated.open()
+    assert (await at_work).outcome is RefreshOutcome.SUCCESS
+    assert await backends(database) == 0
+
+
+@only_18
+async def test_a_kept_connection_notices_that_the_ledger_was_dropped(database: Database) -> None:
+    async with runs_over(database) as runs:
+        first = await runs.backend()
+        await database.execute_as(SUPERUSER, "drop schema matview_ops cascade")
+        assert await runs.backend() == first
+
+
+@only_18
+async def test_a_kept_connection_measures_the_clock_again_when_it_was_set(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await Session.open(parse_url(database.url()))
+    measured = await session.clock_offset()
+    asked: list[str] = []
+    row = session.row
+
+    async def counted(statement: str, *arguments: Any) -> Any:
+        asked.append(statement)
+        return await row(statement, *arguments)
+
+    monkeypatch.setattr(session, "row", counted)
+    assert await session.clock_offset() == measured
+    assert asked == []
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    await session.clock_offset()
+    assert len(asked) == 3
+    await session.close()
+
+
+@only_18
+async def test_the_functions_for_all_views_use_one_connection_for_them(database: Database) -> None:
+    for number in range(3):
+        await database.make_view(f"mv_{number}")
+    async with Proxy(database.server.port) as proxy:
+        results = await refresh_all_for_tenant_async(None, database_url=database.url(via=proxy))
+        assert {result.outcome for result in results} == {RefreshOutcome.SUCCESS}
+        assert len(results) == 3
+        assert proxy.connections == 2  # one that lists the views
+    await settled(lambda: backends(database, MV_OPERATOR), 0)
