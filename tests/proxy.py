@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Self
@@ -22,18 +24,21 @@ _PARSE, _BIND, _EXECUTE, _PASSWORD = b"P", b"B", b"E", b"p"
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """Happens once, when a connection executes a statement that starts with `statement`, in lower case."""
+    """Happens when a connection executes a statement that starts with `statement`, in lower case; once, or always."""
 
     statement: str
     """`startup` is a connection's first message, `password` the first of its authentication; every statement starts
     with the empty one."""
     loses: Loss
+    always: bool = False
     skips: int = 0
     """So many such statements pass before it happens."""
     held: bool = False
     """Both sides stay connected and hear nothing more, until one of them ends; then so does the other."""
     silent: bool = False
     """Silence: both sides stay connected and hear nothing more. Else the client's side is closed."""
+    reset: bool = False
+    """The client's side is reset, not closed."""
     says: Callable[[], Iterable[bytes]] | None = None
     """What the client hears in place of an answer, as fast as it reads; then silence."""
     slow: bool = False
@@ -126,6 +131,11 @@ class Proxy:
             if fault.silent or fault.says is not None:
                 await _end(answers)
                 await asyncio.Event().wait()
+            if fault.reset:
+                await _end(answers)
+                linger = struct.pack("ii", 1, 0)
+                to_client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                to_client.transport.abort()
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         finally:
@@ -164,7 +174,8 @@ class Proxy:
                 if fault.skips:
                     fault.skips -= 1
                     continue
-                self._faults.remove(fault)
+                if not fault.always:
+                    self._faults.remove(fault)
                 return fault
         return None
 
