@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER
+from tests.leftovers import nothing_left_behind
 from tests.proxy import Fault, Proxy
 from tests.refreshes import GatedView, backends, refresh, settled
 
@@ -19,81 +18,14 @@ from matview_operator import RefreshOutcome
 from matview_operator.api.outcome import RefreshReason as Reason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from sandbox.pgbouncer import PgBouncer
     from tests.database import Database
-    from tests.proxy import Loss
 
 TIMEOUT = 1.5
 BOUND = TIMEOUT + 5
-FAILED, UNKNOWN, SUCCESS = RefreshOutcome.FAILED, RefreshOutcome.UNKNOWN, RefreshOutcome.SUCCESS
-
-
-@asynccontextmanager
-async def nothing_left_behind() -> AsyncIterator[None]:
-    """Check that the runs within have ended all their tasks and closed all their sockets."""
-    tasks, files = asyncio.all_tasks(), open_files()
-    yield
-
-    async def left() -> tuple[set[asyncio.Task[object]], int]:
-        return asyncio.all_tasks() - tasks, max(0, open_files() - files)
-
-    await settled(left, (set(), 0), seconds=3)
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/dev/fd").iterdir())
-
-
-SILENCES: list[tuple[str, Loss, bool, tuple[RefreshOutcome, Reason]]] = [
-    ("startup", "request", False, (FAILED, Reason.CONNECTION_FAILED)),
-    ("startup", "answer", False, (FAILED, Reason.CONNECTION_FAILED)),
-    ("password", "request", False, (FAILED, Reason.CONNECTION_FAILED)),
-    ("password", "answer", True, (FAILED, Reason.CONNECTION_FAILED)),
-    ("select pg_catalog.current_setting('server_version')", "answer", False, (FAILED, Reason.CONNECTION_FAILED)),
-    ("begin", "answer", False, (FAILED, Reason.TIMEOUT)),
-    ("begin", "answer", True, (FAILED, Reason.TIMEOUT)),
-    ("refresh", "request", False, (FAILED, Reason.TIMEOUT)),
-    ("refresh", "request", True, (FAILED, Reason.TIMEOUT)),
-    ("refresh", "answer", False, (FAILED, Reason.TIMEOUT)),
-    ("refresh", "answer", True, (FAILED, Reason.TIMEOUT)),
-    ("with named", "request", False, (FAILED, Reason.TIMEOUT)),
-    ("with named", "answer", True, (FAILED, Reason.TIMEOUT)),
-    # transaction_timeout has ended the session meanwhile, and its work is known to be undone.
-    ("commit", "request", False, (RefreshOutcome.INTERRUPTED, Reason.TIMEOUT)),
-    ("commit", "request", True, (UNKNOWN, Reason.COMMIT_UNKNOWN)),
-    ("commit", "answer", False, (SUCCESS, Reason.RECOVERED)),
-    ("commit", "answer", True, (UNKNOWN, Reason.COMMIT_UNKNOWN)),
-]
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_a_silent_peer_holds_no_run_beyond_its_bound(database: Database) -> None:
-    """All at once, each with a view and a proxy of its own: the seconds of waiting pass together."""
-
-    async def run(
-        number: int, *, statement: str, loses: Loss, network_too: bool
-    ) -> tuple[RefreshOutcome, object, float]:
-        view = views[number]
-        fault = Fault(statement=statement, loses=loses, silent=True, network_too=network_too)
-        async with Proxy(database.server.port, fault) as proxy:
-            started = time.monotonic()
-            result = await refresh(database, view, via=proxy, timeout_seconds=TIMEOUT)
-            return result.outcome, result.error_type, time.monotonic() - started
-
-    views = [await database.make_view(f"mv{number}") for number in range(len(SILENCES))]
-    async with nothing_left_behind():
-        ends = await asyncio.gather(
-            *(
-                run(number, statement=statement, loses=loses, network_too=network_too)
-                for number, (statement, loses, network_too, _) in enumerate(SILENCES)
-            )
-        )
-    cases = [case[:3] for case in SILENCES]
-    assert {case: end[:2] for case, end in zip(cases, ends, strict=True)} == {case[:3]: case[3] for case in SILENCES}
-    late = {case: end[2] for case, end in zip(cases, ends, strict=True) if end[2] > BOUND}
-    assert not late
+FAILED, SUCCESS = RefreshOutcome.FAILED, RefreshOutcome.SUCCESS
 
 
 @pytest.mark.parametrize("databases", [18], indirect=True)

@@ -129,7 +129,7 @@ async def _failed(job: Job, error: Exception | asyncio.CancelledError) -> tuple[
     if isinstance(problem, Rejection):
         outcome = RefreshOutcome.REJECTED_BY_GUARD
     elif problem.reason is RefreshReason.SHUTDOWN or (
-        problem.reason is RefreshReason.CONNECTION_LOST and job.stage is not Stage.CONNECTING
+        problem.reason is RefreshReason.CONNECTION_LOST and job.session is not None
     ):
         outcome = RefreshOutcome.INTERRUPTED
     problem = await _undo(job, outcome, problem)
