@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -73,27 +72,3 @@ async def test_without_track_counts_there_is_no_difference_to_tell(database: Dat
     await database.execute_as(SUPERUSER, f"alter database {database.name} set track_counts = off")
     result = await refresh(database, view)
     assert (result.outcome, result.rows_inserted, result.rows_deleted) == (RefreshOutcome.SUCCESS, None, None)
-
-
-async def test_a_blocking_refresh_steps_back_while_the_view_is_read(database: Database) -> None:
-    view = await database.make_view(unique=False)
-    reader = await database.connect(APP_OWNER)
-    await reader.execute("begin; select * from mv")
-    task = asyncio.create_task(refresh(database, view))
-    # It never stands in the queue, where it would make other readers wait.
-    other = await database.connect(APP_OWNER)
-    await other.execute("set lock_timeout = '50ms'")
-    for _ in range(10):
-        await other.fetch("select * from mv")
-        await asyncio.sleep(0.01)
-    assert not task.done()
-    await reader.execute("commit")
-    assert (await task).outcome is RefreshOutcome.SUCCESS
-
-
-async def test_a_view_that_is_always_read_is_queued_for_once_and_briefly(database: Database) -> None:
-    view = await database.make_view(unique=False)
-    reader = await database.connect(APP_OWNER)
-    await reader.execute("begin; select * from mv")
-    result = await refresh(database, view, lock_timeout_millis=100)
-    assert (result.outcome, result.error_type) == (RefreshOutcome.FAILED, RefreshReason.LOCK_TIMEOUT)

@@ -32,3 +32,7 @@ def lock_keys(view_name: str, tenant_id: str | None = None) -> LockKeys:
 
 def _int32(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big", signed=True)
+
+
+GLOBAL_KEY = _int32(f"tenant:{GLOBAL}")
+"""The tenant key of whoever wants a view for all tenants; every run takes it besides its own."""

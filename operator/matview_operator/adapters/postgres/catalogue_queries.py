@@ -75,3 +75,33 @@ where not pg_catalog.has_function_privilege(r.oid, called.function, 'EXECUTE')
 order by 1, 2 limit 100
 """
 )
+
+# Who holds, or waits for, a lock that REFRESH would have to wait for: $1 view OID, $2 whether it makes readers wait.
+# It then wants the view alone; else it gets along with readers. What it reads it only has to be able to read. A
+# prepared transaction has no process. Of other roles' sessions a plain role sees nothing but the application's name.
+BLOCKERS = (
+    _READ  # noqa: S608 - constants only
+    + """
+select l.pid, a.application_name, a.backend_type, a.state, a.xact_start, l.mode, l.granted,
+  case when l.relation <> $1 then pg_catalog.format('%I.%I', n.nspname, c.relname) end as relation
+from pg_catalog.pg_locks l join src s on s.rel = l.relation
+join pg_catalog.pg_class c on c.oid = l.relation join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'relation' and l.pid is distinct from pg_catalog.pg_backend_pid()
+  and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+  and case when l.relation = $1 then $2::boolean or l.mode <> 'AccessShareLock' else l.mode = 'AccessExclusiveLock' end
+order by l.granted desc, a.xact_start, l.pid limit 10
+"""
+)
+
+# Who has one of the two advisory locks of a run: $1 view key, $2 the tenant keys. pg_locks shows them unsigned.
+LOCK_HOLDERS = """
+select l.pid, a.application_name, a.backend_type, a.state, a.xact_start, null as mode, l.granted,
+  null as relation
+from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.pid is distinct from pg_catalog.pg_backend_pid()
+  and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+  and l.classid::bigint = $1::bigint & 4294967295
+  and l.objid::bigint in (select k & 4294967295 from pg_catalog.unnest($2::bigint[]) as k)
+order by a.xact_start, l.pid limit 10
+"""

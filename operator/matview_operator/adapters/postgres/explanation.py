@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from matview_operator.adapters.postgres import catalogue_queries
-from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.outcome import RefreshMode, RefreshReason
+from matview_operator.domain.blocker import Blocker, lock_held_problem, lock_timeout_problem
+from matview_operator.domain.lock_keys import GLOBAL_KEY
 from matview_operator.domain.preflight import MissingPrivilege, RowSecurityHazard, hazard_problem, privilege_problem
 
 if TYPE_CHECKING:
+    from matview_operator.adapters.postgres.authentication import Row
     from matview_operator.adapters.postgres.session import Session
     from matview_operator.adapters.postgres.work import Work
     from matview_operator.domain.errors import Problem
+    from matview_operator.domain.run import Run
     from matview_operator.domain.view import ViewName
 
 
@@ -25,8 +29,20 @@ async def explained(session: Session, work: Work, problem: Problem) -> Problem:
             return hazard_problem(view, await read_hazards(session, oid), sqlstate=problem.sqlstate)
         case RefreshReason.PERMISSION_DENIED if problem.sqlstate is not None:
             return await reading_problem(session, view, oid, sqlstate=problem.sqlstate) or problem
+        case RefreshReason.LOCK_TIMEOUT:
+            assert work.choice is not None  # no lock is waited for before the mode is chosen
+            rows = await session.rows(catalogue_queries.BLOCKERS, oid, work.choice.mode is RefreshMode.BLOCKING)
+            wants_index = work.choice.reason is RefreshReason.NO_UNIQUE_INDEX
+            return lock_timeout_problem(problem, [_blocker(row) for row in rows], wants_index=wants_index)
         case _:
             return problem
+
+
+async def who_holds_the_lock(session: Session, run: Run) -> Problem:
+    """Say whose lock a run met. Asked within its transaction, which may have got one of the two locks itself."""
+    keys = run.lock_keys
+    rows = await session.rows(catalogue_queries.LOCK_HOLDERS, keys.view_key, [keys.tenant_key, GLOBAL_KEY])
+    return lock_held_problem([_blocker(row) for row in rows])
 
 
 async def read_hazards(session: Session, view_oid: int) -> list[RowSecurityHazard]:
@@ -46,3 +62,16 @@ async def reading_problem(
         for row in await session.rows(catalogue_queries.MISSING_PRIVILEGES, view_oid)
     ]
     return privilege_problem(view, missing, sqlstate=sqlstate) if missing else None
+
+
+def _blocker(row: Row) -> Blocker:
+    return Blocker(
+        pid=row.pid,
+        application=row.application_name,
+        kind=row.backend_type,
+        state=row.state,
+        since=row.xact_start,
+        lock=row.mode,
+        granted=row.granted,
+        relation=row.relation,
+    )

@@ -124,7 +124,7 @@ select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, c.relk
  pg_catalog.pg_has_role(c.relowner, 'MEMBER') as is_member,
  pg_catalog.has_database_privilege(c.relowner, pg_catalog.current_database(), 'TEMP') as owner_has_temp,
  ($3 and exists (select from pg_catalog.pg_locks l where l.locktype = 'relation' and l.relation = c.oid and l.granted
-   and l.pid <> pg_catalog.pg_backend_pid() and l.database = (select d.oid from pg_catalog.pg_database d
+   and l.pid is distinct from pg_catalog.pg_backend_pid() and l.database = (select d.oid from pg_catalog.pg_database d
      where d.datname = pg_catalog.current_database()))) as in_use,
  pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
  pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,

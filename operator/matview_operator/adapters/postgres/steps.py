@@ -17,12 +17,10 @@ from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.api.view import Concurrently
 from matview_operator.domain.errors import Problem
-from matview_operator.domain.lock_keys import lock_keys
+from matview_operator.domain.lock_keys import GLOBAL_KEY
 from matview_operator.domain.preflight import check_view
 
 log = logging.getLogger(__name__)
-
-_GLOBAL_KEY = lock_keys("").tenant_key
 
 
 async def lock(work: Work, session: Session) -> bool:
@@ -40,7 +38,7 @@ async def lock(work: Work, session: Session) -> bool:
         None if shared else run.tenant_id,
         keys.view_key,
         keys.tenant_key,
-        _GLOBAL_KEY,
+        GLOBAL_KEY,
         [*run.search_path],
         random.uniform(-1, 1),  # noqa: S311 - no secret depends on it
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import time
+from random import Random
 
 import asyncpg
 
 from matview_operator.adapters.postgres.connection import CONNECT_SECONDS
+from matview_operator.adapters.postgres.explanation import who_holds_the_lock
 from matview_operator.adapters.postgres.ledger import MAX_ATTEMPT, read_settled
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.session import Session, SessionLost
@@ -18,12 +20,11 @@ from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshRea
 from matview_operator.api.policy import Analyze, Isolation
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.retry import busy_pause
 from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.server import check_server
 
-BUSY_TRIES = 5
-"""How often a blocking refresh steps back from a view in use before it queues once, for the lock timeout."""
-_BUSY_SECONDS = (0.1, 0.4)
+_RANDOM = Random()  # noqa: S311 - jitter
 _LEDGER_GONE = frozenset({"42P01", "3F000", "42501"})
 _EXECUTION_CONTEXT = "app.execution_context"
 
@@ -60,10 +61,10 @@ async def work_over(session: Session, job: Job) -> tuple[RefreshResult, ...]:
     if job.run.due_at is not None:
         job.clock_offset = await session.clock_offset()
     job.ledger = session.facts.bookkeeping is Bookkeeping.INSTALLED
-    busy = 0
+    looks, looking_since, queue = 0, time.monotonic(), False
     while True:
         try:
-            results = await _transaction(job, session, queue=busy >= BUSY_TRIES)
+            results = await _transaction(job, session, queue=queue)
         except asyncpg.PostgresError as error:
             in_ledger = job.ledger and job.stage in (Stage.READING, Stage.CLAIMING)
             if not (in_ledger and error.sqlstate in _LEDGER_GONE):
@@ -75,8 +76,14 @@ async def work_over(session: Session, job: Job) -> tuple[RefreshResult, ...]:
             continue
         if results is not None:
             return results
-        busy += 1
-        await asyncio.sleep(random.uniform(*_BUSY_SECONDS))  # noqa: S311 - jitter
+        pause = busy_pause(
+            looks,
+            waited=time.monotonic() - looking_since,
+            timeout_seconds=job.timeout_seconds,
+            random=_RANDOM,
+        )
+        looks, queue = looks + 1, pause is None
+        await asyncio.sleep(pause or 0)
 
 
 async def _transaction(job: Job, session: Session, *, queue: bool) -> tuple[RefreshResult, ...] | None:
@@ -85,8 +92,9 @@ async def _transaction(job: Job, session: Session, *, queue: bool) -> tuple[Refr
     await session.begin()
     for work in job.works:
         if not await lock(work, session):
+            problem = await who_holds_the_lock(session, work.run)
             await session.rollback()
-            return _lock_held(job)
+            return tuple(each.result(RefreshOutcome.SKIPPED_LOCK_HELD, problem) for each in job.works)
     for work in job.works:
         job.at = work
         await look_up(work, session)
@@ -119,11 +127,6 @@ async def _refresh_and_claim(job: Job, session: Session) -> bool:
         if not await claim(work, session):
             return False
     return True
-
-
-def _lock_held(job: Job) -> tuple[RefreshResult, ...]:
-    problem = Problem(RefreshReason.LOCK_HELD, "Another session holds the view's refresh lock.")
-    return tuple(work.result(RefreshOutcome.SKIPPED_LOCK_HELD, problem) for work in job.works)
 
 
 async def _done_before(job: Job, session: Session) -> tuple[RefreshResult, ...] | None:
