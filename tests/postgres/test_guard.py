@@ -114,6 +114,7 @@ async def test_guard_lets_through_what_it_asks_for_and_tells_the_numbers(
     assert (result.rows_inserted, result.rows_deleted) == ((20, 0) if mode is CONCURRENT else (24, None))
 
 
+@only_18
 @both_modes
 async def test_guard_a_rejected_slot_can_be_tried_again(database: Database, mode: dict[str, Any]) -> None:
     await database.make_view(rows=4)
@@ -142,6 +143,7 @@ async def test_guard_where_there_was_nothing_nothing_is_lost(database: Database,
     assert (*ended(result), result.rows_after) == (REJECTED, RefreshReason.TOO_FEW_ROWS, 0)
 
 
+@only_18
 @both_modes
 async def test_guard_null_is_no_tenant(database: Database, mode: dict[str, Any]) -> None:
     await database.make_view(rows=4)
@@ -154,12 +156,12 @@ async def test_guard_null_is_no_tenant(database: Database, mode: dict[str, Any])
     assert (result.outcome, counted(result)) == (RefreshOutcome.SUCCESS, (4, 3, 2, 0))
 
 
-@pytest.mark.parametrize("mode", [CONCURRENT], ids=["concurrent"])
-async def test_guard_counts_for_itself_where_the_server_does_not(database: Database, mode: dict[str, Any]) -> None:
+@only_18
+async def test_guard_counts_for_itself_where_the_server_does_not(database: Database) -> None:
     await database.make_view(rows=10)
     await database.execute_as(SUPERUSER, f"alter database {database.name} set track_counts = off")
     await database.execute_as(APP_OWNER, "delete from mv_base where id > 2")
-    result = await refresh(database, guard=Guard(max_row_loss_percent=50), **mode)
+    result = await refresh(database, guard=Guard(max_row_loss_percent=50), **CONCURRENT)
     assert (*ended(result), *counted(result)[:2]) == (REJECTED, RefreshReason.TOO_MANY_ROWS_LOST, 10, 2)
 
 
@@ -257,6 +259,7 @@ async def test_guard_works_through_a_pooler_and_leaves_nothing_there(
         assert left is None or left["setting"] == left["reset_val"]
 
 
+@only_18
 async def test_guard_of_a_tenants_own_view(database: Database) -> None:
     await database.make_view(rows=4)
     await database.execute_as(APP_OWNER, "delete from mv_base where tenant_id = 'b'")
