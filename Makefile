@@ -63,6 +63,11 @@ run-tests:
 	  $(if $(filter postgres,$(FOLDER)),-n 2 --dist worksteal,$(if $(filter cluster,$(FOLDER)),-n 2 --dist loadfile)) \
 	  $(PYTEST)
 
+CASES = 100000
+.PHONY: fuzz
+fuzz: venv ## try CASES=100000 hostile policies on PostgreSQL
+	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -q tests/postgres/test_hostile_strings.py $(PYTEST)
+
 .PHONY: check
 check: venv ## run every linter and rule, in under a minute
 	@failed=; \

@@ -1,8 +1,9 @@
-"""A server that lies: a real PostgreSQL whose answers are changed on their way, column by column."""
+"""A server that lies: a real PostgreSQL whose answers are changed on their way, and whose clients are listened to."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ class Liar:
     """By column: its value on the wire, in the binary format; None is null."""
     error: bytes | None = None
     """Fields of an error response in place of the server's own, without the closing zero."""
+    asked: Counter[str] = field(default_factory=Counter)
+    """Messages of clients by their kind: Q is the simple protocol's, P, B and E are the extended one's."""
     port: int = 0
 
     @asynccontextmanager
@@ -58,7 +61,7 @@ class Liar:
 
     async def _carry(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", self.server_port)
-        requests = asyncio.create_task(_pump(client, to_server))
+        requests = asyncio.create_task(self._listen(client, to_server))
         columns: list[str] = []
         try:
             while True:
@@ -75,6 +78,17 @@ class Liar:
         finally:
             requests.cancel()
             to_server.close()
+
+    async def _listen(self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            startup = await client.readexactly(4)
+            to_server.write(startup + await client.readexactly(int.from_bytes(startup, "big") - 4))
+            while True:
+                header = await client.readexactly(_HEADER_BYTES)
+                self.asked[chr(header[0])] += 1
+                to_server.write(header + await client.readexactly(int.from_bytes(header[1:], "big") - 4))
+                await to_server.drain()
+        to_server.close()
 
     def _row(self, body: bytes, columns: list[str]) -> bytes:
         told, position = body[:2], 2
@@ -97,11 +111,3 @@ def _names(body: bytes) -> list[str]:
         names.append(body[position:end].decode())
         position = end + 1 + _COLUMN_TAIL_BYTES
     return names
-
-
-async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while chunk := await source.read(65_536):
-            target.write(chunk)
-            await target.drain()
-    target.close()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from sandbox.pgtemplate import SUPERUSER
-from tests.database import APP_OWNER, MV_OPERATOR, quoted
-from tests.refreshes import GatedView, failure, public, refresh
+from tests.database import APP_OWNER, quoted
+from tests.liar import Liar
+from tests.refreshes import TENANT, GatedView, failure, public, refresh
+from tests.statements import StatementLog, fixed_statements
 
 from matview_operator import RefreshOutcome
-from matview_operator.adapters.postgres import queries
+from matview_operator.adapters.postgres.inspector import Inspector
+from matview_operator.adapters.postgres.view_graph import read_view_graph
 from matview_operator.api.outcome import RefreshReason as Reason
 from matview_operator.api.policy import Isolation
 from matview_operator.api.view import Concurrently
+from matview_operator.domain.connection import parse_url
+from matview_operator.domain.inspection import ViewCheck
 from matview_operator.domain.view import ViewName
 
 if TYPE_CHECKING:
@@ -81,7 +86,7 @@ ODD_SCHEMA = "Odd; \"Schema'"
 
 
 async def test_of_hostile_names_nothing_but_refresh_and_analyze_of_that_name_is_run(database: Database) -> None:
-    known = {squeezed(value) for name, value in vars(queries).items() if name.isupper() and isinstance(value, str)}
+    log = StatementLog(database)
     await database.execute_as(SUPERUSER, "create table canary (id int)")
     await database.execute_as(SUPERUSER, f"create schema {quoted(ODD_SCHEMA)} authorization {APP_OWNER}")
     expected = set()
@@ -96,13 +101,33 @@ async def test_of_hostile_names_nothing_but_refresh_and_analyze_of_that_name_is_
             assert result.outcome is RefreshOutcome.SUCCESS, (name, result.error_message)
         full = await database.value_as(SUPERUSER, "select format('%I.%I', $1::text, $2::text)", schema, name)
         expected |= {
-            squeezed(f"{command} {full}")
+            f"{command} {full}"
             for command in ("refresh materialized view concurrently", "refresh materialized view", "analyze")
         }
-    seen = statements_of(MV_OPERATOR, database)
+    seen = {statement.text for statement in log.read()}
     assert expected <= seen
-    assert seen <= expected | known
+    assert seen <= expected | fixed_statements()
     assert await database.value_as(SUPERUSER, "select to_regclass('canary') is not null")
+
+
+async def test_t2_no_statement_goes_by_the_protocol_that_takes_several_at_once(database: Database) -> None:
+    """Seen on the wire: nothing that a name might smuggle in behind a semicolon would be run."""
+    view, plain = await database.make_view(), await database.make_view("plain", unique=False)
+    log = StatementLog(database)
+    async with Liar(database.server.port).listen() as wire:
+        ways: list[dict[str, Any]] = [{"due_at": datetime.now(UTC)}, {}, {"concurrently": NEVER}]
+        for way in ways:
+            assert (await refresh(database, view, via=wire, **way)).outcome is RefreshOutcome.SUCCESS
+        assert (await refresh(database, plain, via=wire, **TENANT)).outcome is RefreshOutcome.SUCCESS
+        failure(await refresh(database, plain, via=wire, concurrently=ALWAYS), Reason.NO_UNIQUE_INDEX)
+        failure(await refresh(database, public("nowhere"), via=wire), Reason.VIEW_NOT_FOUND)
+        check = ViewCheck(view=view, concurrently=ALWAYS, isolation=Isolation.SHARED)
+        target = parse_url(database.url(via=wire))
+        await Inspector().inspect(target=target, checks=[check], allow_superuser=False)
+        await read_view_graph(target)
+    assert wire.asked["P"] > 40
+    assert set(wire.asked) <= set("pPDBESHCX"), wire.asked
+    assert {statement.protocol for statement in log.read()} == {"extended"}
 
 
 async def test_a_name_that_postgresql_would_cut_means_no_other_view(database: Database) -> None:
@@ -122,15 +147,3 @@ async def test_a_hostile_tenant_or_correlation_id_is_data(database: Database) ->
     assert result.outcome is RefreshOutcome.SUCCESS
     (row,) = await database.fetch_as(SUPERUSER, "select lock_token, correlation_id from matview_ops.refresh_run")
     assert tuple(row) == (evil, evil)
-
-
-def squeezed(statement: str) -> str:
-    return re.sub(r"\s+", " ", statement).strip()
-
-
-def statements_of(role: str, database: Database) -> set[str]:
-    """Return every statement that the server logged for a role in this database."""
-    entry = re.compile(
-        rf"^\S+ \S+ \S+ \[\d+\] {role}@{database.name} LOG:  (?:statement|execute [^:]*): (.*(?:\n\t.*)*)", re.MULTILINE
-    )
-    return {squeezed(text) for text in entry.findall(database.server.log_text())}

@@ -110,6 +110,31 @@ def test_the_rule_above_sees(line: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert set(composed_statements(path)) == {"module.py:1"}
 
 
+_SIMPLE = frozenset({"execute", "copy_from_query", "copy_to_table"})
+_MIGRATIONS = {"migrations.py", "migration_environment.py"}
+"""SQLAlchemy's `execute` prepares what it is given; the driver's sends text by the simple protocol."""
+
+
+def simple_protocol(path: Path) -> Iterator[str]:
+    """Calls by which a driver's connection would run several statements in one text."""
+    for node in nodes(path):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _SIMPLE:
+            yield place(path, node)
+
+
+def test_t2_nothing_is_sent_by_the_protocol_that_takes_several_statements() -> None:
+    folder = [path for path in tracked("operator/*.py") if STATEMENTS in path.parents and path.name not in _MIGRATIONS]
+    assert len(folder) > 10
+    assert {found for path in folder for found in simple_protocol(path)} == set()
+
+
+def test_t2_the_rule_above_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "module.py"
+    path.write_text("await self._connection.execute(queries.BEGIN)\n")
+    assert set(simple_protocol(path)) == {"module.py:1"}
+
+
 def test_rem_3_refresh_stands_in_one_module() -> None:
     homes = {
         path.relative_to(OPERATOR).as_posix()

@@ -86,6 +86,7 @@ RESET = "discard all"
 # The settings first, the locks last: a select list is evaluated from left to right. Both locks in one statement, and
 # before anything is read under them: a later statement's snapshot sees what the former holder committed.
 # The seed: else random() in a view's query would go on where an earlier view's setseed() left it in this session.
+# With quote_all_identifiers on, PostgreSQL's own statements of REFRESH CONCURRENTLY have a syntax error (15 and 18).
 # transaction_timeout ends the session, so it comes a little later; set to the same time it would replace
 # statement_timeout, which leaves a session in which the failure can be recorded.
 SETTINGS_AND_LOCKS = """
@@ -101,6 +102,7 @@ select pg_catalog.set_config('statement_timeout', $1::int::text, true),
        pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog',
          (select pg_catalog.string_agg(pg_catalog.quote_ident(s.name), ', ' order by s.place)
           from pg_catalog.unnest($9::text[]) with ordinality as s(name, place)), 'pg_temp'), true),
+       pg_catalog.set_config('quote_all_identifiers', 'off', true),
        pg_catalog.set_config('app.execution_context', 'worker', true),
        coalesce(pg_catalog.current_setting($4, true), '') as leaked_setting,
        case when $5::text is not null then pg_catalog.set_config($4, $5, true) end,
