@@ -95,6 +95,28 @@ async def test_all_goes_in_dependency_order_and_past_failures(database: Database
     assert "z_first" in ended.results()[-1]["error_message"]
 
 
+async def test_a_guard_is_given_by_options(database: Database) -> None:
+    await database.make_view(rows=10)
+    await database.execute_as(APP_OWNER, "delete from mv_base where tenant_id = 'b' or id > 4")
+    url = database.url()
+    for options, reason in (
+        (["--min-rows", "3"], "TooFewRows"),
+        (["--max-row-loss-percent", "79"], "TooManyRowsLost"),
+        (["--keep-tenants", "Tenant_ID"], "TenantsLost"),
+        (["--keep-tenants", '"Tenant_ID"'], "GuardFailed"),
+    ):
+        ended = await run("refresh", "mv", "-o", "json", *options, url=url)
+        (result,) = ended.results()
+        assert (ended.code, result["outcome"], result["error_type"]) == (1, "REJECTED_BY_GUARD", reason)
+    assert await database.value_as(APP_OWNER, "select count(*) from mv") == 10
+    ended = await run("refresh", "mv", "--min-rows", "2", "--max-row-loss-percent", "80", "-o", "json", url=url)
+    (result,) = ended.results()
+    assert (ended.code, result["rows_before"], result["rows_after"]) == (0, 10, 2)
+    for wrong in (["--min-rows", "0"], ["--max-row-loss-percent", "100"], ["--keep-tenants", "a b"]):
+        ended = await run("refresh", "mv", *wrong, url=url)
+        assert (ended.code, ended.out) == (2, "")
+
+
 async def test_a_held_lock_is_a_skip_and_no_failure(database: Database) -> None:
     await database.make_view()
     keys = lock_keys("mv")

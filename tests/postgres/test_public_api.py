@@ -55,6 +55,24 @@ def outcomes(results: list[RefreshResult]) -> list[tuple[str, str]]:
     return [(result.view_name, result.outcome.value) for result in results]
 
 
+async def test_a_guard_is_given_by_keywords(database: Database) -> None:
+    await database.make_view(rows=4)
+    await database.execute_as(APP_OWNER, "delete from mv_base where tenant_id = 'b'")
+    url = database.url()
+    for guard, reason in (
+        ({"min_rows": 3}, RefreshReason.TOO_FEW_ROWS),
+        ({"max_row_loss_percent": 49}, RefreshReason.TOO_MANY_ROWS_LOST),
+        ({"keep_tenants": "tenant_id"}, RefreshReason.TENANTS_LOST),
+    ):
+        result = await refresh_single_async("mv", database_url=url, **guard)
+        assert (result.outcome, result.error_type) == (RefreshOutcome.REJECTED_BY_GUARD, reason)
+        (result,) = await refresh_all_for_tenant_async(None, database_url=url, **guard)
+        assert result.error_type is reason
+    with pytest.raises(InvalidRequest, match="max_row_loss_percent"):
+        await refresh_single_async("mv", database_url=url, max_row_loss_percent=101)
+    assert (await refresh_single_async("mv", database_url=url, min_rows=2, max_row_loss_percent=50)).rows_after == 2
+
+
 def test_executor_api_has_the_sources_names_and_parameters() -> None:
     for single in (refresh_single, refresh_single_async):
         assert [*inspect.signature(single).parameters][:3] == ["view_name", "tenant_id", "correlation_id"]
