@@ -74,7 +74,10 @@ async def refresh(
 
 @dataclass(frozen=True, slots=True)
 class GatedView:
-    """A view whose query waits at a gate that the test opens and shuts; open when made."""
+    """A view whose query waits at a gate that the test opens and shuts; open when made.
+
+    The gate is a sequence: whatever its snapshot, a query sees whether it is open now.
+    """
 
     database: Database
     view: ViewName
@@ -86,11 +89,10 @@ class GatedView:
         await database.execute_as(
             APP_OWNER,
             f"""
-            create table {name}_gate (shut boolean not null);
-            insert into {name}_gate values (false);
+            create sequence {name}_gate minvalue 0 start 0;
             create function {name}_wait() returns int language plpgsql volatile as $$
               begin
-                while (select shut from public.{name}_gate) loop perform pg_sleep(0.005); end loop;
+                while (select last_value = 1 from public.{name}_gate) loop perform pg_sleep(0.005); end loop;
                 return 0;
               end $$;
             create materialized view {name} as
@@ -103,11 +105,11 @@ class GatedView:
 
     async def shut(self) -> None:
         """Make every later refresh wait in the middle of its query."""
-        await self.database.execute_as(APP_OWNER, f"update {self.view.name}_gate set shut = true")
+        await self.database.execute_as(APP_OWNER, f"select setval('{self.view.name}_gate', 1)")
 
     async def open(self) -> None:
         """Let it go on."""
-        await self.database.execute_as(APP_OWNER, f"update {self.view.name}_gate set shut = false")
+        await self.database.execute_as(APP_OWNER, f"select setval('{self.view.name}_gate', 0)")
 
     async def reached(self) -> int:
         """Wait until a refresh stands at the gate; return its backend's process id."""

@@ -40,6 +40,7 @@ PRINTABLE = "tenantId takes 1 to 63 printable characters"
 DOTTED = "tenantSetting takes the name of a setting with a dot, as in app.current_tenant_id"
 RESERVED = "tenantSetting must not be app.execution_context, which the operator sets itself"
 OWN_SCHEMAS = "searchPath takes schemas of yours: pg_catalog comes first and pg_temp last anyway, and $user is none"
+NO_GROUP = "consistency Group and concurrently Never exclude each other: readers would wait for the whole group"
 ONE_SCHEDULE = "write exactly one of schedule.cron and schedule.everySeconds"
 ONE_GUARD = "write at least one of guard.minRows, guard.maxRowLossPercent and guard.keepTenants"
 
@@ -71,6 +72,12 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", {"tenantSetting": "app.tenant id"}, DOTTED),
     ("MatviewRefreshPolicy", {"tenantSetting": "app.execution_context"}, RESERVED),
     ("MatviewRefreshPolicy", {"tenantSetting": "App.EXECUTION_context"}, RESERVED),
+    ("MatviewRefreshPolicy", {"consistency": "Group", "concurrently": "Never"}, NO_GROUP),
+    (
+        "MatviewRefreshPolicy",
+        {"consistency": "Group", "views": [{"name": "a"}, {"name": "b", "concurrently": "Never"}]},
+        NO_GROUP,
+    ),
     ("MatviewRefreshPolicy", view("é" * 32), NAME_TOO_LONG),
     ("MatviewRefreshPolicy", {"views": [{"schema": "é" * 32, "name": "mv"}]}, NAME_TOO_LONG),
     ("MatviewRefreshPolicy", view("a\0b"), NAME_WITH_NUL),

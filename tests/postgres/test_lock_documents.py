@@ -102,6 +102,6 @@ async def test_the_operator_does_nothing_while_the_job_is_at_work(
         assert result.outcome is RefreshOutcome.SKIPPED_LOCK_HELD
 
         # As another role: the job's session is busy.
-        await database.execute_as(SUPERUSER, f"update {VIEW}_gate set shut = false")
+        await database.execute_as(SUPERUSER, f"select setval('{VIEW}_gate', 0)")
         await job
     assert (await refresh(database, gated.view)).outcome is RefreshOutcome.SUCCESS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -75,6 +75,8 @@ class MemoryExecutor:
     hung_hosts: set[str] = field(default_factory=set)
     commits_when_cancelled: bool = False
     calls: list[Started] = field(default_factory=list)
+    groups: list[tuple[list[str], float]] = field(default_factory=list)
+    """The views of each group, and its timeout in seconds."""
     running: Counter[str] = field(default_factory=Counter)
     """By host."""
     most_at_once: Counter[str] = field(default_factory=Counter)
@@ -110,6 +112,24 @@ class MemoryExecutor:
             raise scripted
         return self._result(run, started_at, scripted)
 
+    async def refresh_group(
+        self, *, target: ConnectionTarget, runs: Sequence[Run], timeout_seconds: float
+    ) -> tuple[RefreshResult, ...]:
+        """One after another; a lock that is held, and a cancellation, are everybody's."""
+        self.groups.append(([str(run.view) for run in runs], timeout_seconds))
+        started_at = self.clock.now()
+        results: list[RefreshResult] = []
+        try:
+            for run in runs:
+                results.append(await self.refresh(target=target, run=run))
+                if results[-1].outcome is LOCK_HELD.outcome:
+                    return tuple(self._result(each, started_at, LOCK_HELD) for each in runs)
+        except asyncio.CancelledError as stop:
+            (told,) = stop.args
+            how = Told(outcome=told.outcome, reason=told.error_type)
+            raise asyncio.CancelledError(*(self._result(each, started_at, how) for each in runs)) from None
+        return tuple(results)
+
     def _result(self, run: Run, started_at: datetime, told: Told | None) -> RefreshResult:
         said = told or Told(outcome=RefreshOutcome.SUCCESS)
         plain = run.result(
@@ -137,12 +157,14 @@ class MemoryInspector:
     """What the server is said to be besides."""
     calls: Counter[str] = field(default_factory=Counter)
     """By host."""
+    asked: list[ViewCheck] = field(default_factory=list)
+    """What the newest call asked."""
 
     async def inspect(
         self, *, target: ConnectionTarget, checks: Iterable[ViewCheck], allow_superuser: bool
     ) -> Inspection:
         self.calls[target.host] += 1
-        asked = list(checks)
+        self.asked = asked = list(checks)
         await asyncio.sleep(self.seconds)
         if target.host in self.down:
             raise self.down[target.host]

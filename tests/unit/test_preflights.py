@@ -91,6 +91,15 @@ async def test_views_that_readers_must_wait_for_are_noted_and_warned_of_once() -
         assert world.condition(place, "Ready") == ("True", "Scheduled")
 
 
+@pytest.mark.parametrize("consistency", ["View", "Group"])
+async def test_what_a_group_needs_of_its_views_is_asked_before_the_first_slot(consistency: str) -> None:
+    async with World() as world:
+        world.database()
+        world.policy(views=[{"name": "a"}, {"name": "b"}], consistency=consistency)
+        await until(1)
+        assert [check.grouped for check in world.inspector.asked] == [consistency == "Group"] * 2
+
+
 async def test_a_server_that_cannot_be_used_is_said_by_database_and_policies() -> None:
     async with World() as world:
         database = world.database()

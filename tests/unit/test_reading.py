@@ -51,6 +51,7 @@ POLICY: dict[str, Any] = {
         "startingDeadlineSeconds": 300,
         "concurrently": "IfPossible",
         "analyze": "Auto",
+        "consistency": "Group",
         "suspend": False,
         "historyLimit": 5,
     },

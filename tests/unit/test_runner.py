@@ -487,3 +487,58 @@ async def test_when_the_process_ends_the_run_in_flight_goes_on_and_no_other_begi
     assert await waiting is None
     assert runs.executor.views == ["a"]
     assert runs.clock.now() - EPOCH < timedelta(seconds=1)
+
+
+# A consistent group.
+
+
+GROUP: dict[str, Any] = {"consistency": "Group"}
+
+
+async def test_a_group_is_refreshed_together_in_one_place_and_each_view_has_a_result() -> None:
+    runs = Runs()
+    runs.executor.script["b"] = [FAILED]
+    report = await runs.run(runs.policy(**GROUP))
+    assert [names for names, _ in runs.executor.groups] == [["a", "b"]]
+    assert outcomes(report) == [("a", SUCCESS, None), ("b", RefreshOutcome.FAILED, FAILED.reason)]
+    assert runs.secrets.reads[key("db")] == 1
+    assert len({call.run.slot_id for call in runs.executor.calls}) == 1
+    await runs.run(runs.policy())
+    assert len(runs.executor.groups) == 1
+
+
+@pytest.mark.parametrize(("own", "expected"), [((30, 20), 50), ((30, None), 100), ((60, 60), 100)])
+async def test_the_timeouts_of_a_groups_views_are_added_up_to_the_databases(
+    own: tuple[int, int | None], expected: float
+) -> None:
+    runs = Runs()
+    runs.database(limits={"timeoutSeconds": 100})
+    listed = [{"name": name, "timeoutSeconds": seconds} for name, seconds in zip("ab", own, strict=True)]
+    await runs.run(runs.policy(views=listed, **GROUP))
+    assert [seconds for _, seconds in runs.executor.groups] == [expected]
+
+
+async def test_a_group_of_which_one_lock_is_held_is_tried_again_whole() -> None:
+    runs = Runs()
+    runs.executor.held_until["b"] = at(2)
+    assert outcomes(await runs.run(runs.policy(**GROUP))) == BOTH_FRESH
+    assert len(runs.executor.groups) > 1
+    assert {tuple(names) for names, _ in runs.executor.groups} == {("a", "b")}
+    assert runs.clock.now() < at(10)
+
+
+async def test_a_cancelled_group_reports_every_view() -> None:
+    runs = Runs()
+    running = runs.start(runs.policy(**GROUP))
+    await until(0.05)
+    running.cancel()
+    stopped = (RefreshOutcome.INTERRUPTED, RefreshReason.SHUTDOWN)
+    assert outcomes(await running) == [("a", *stopped), ("b", *stopped)]
+
+
+async def test_what_a_person_must_mend_fails_every_view_of_a_group() -> None:
+    runs = Runs()
+    runs.secrets.data.clear()
+    missing = (RefreshOutcome.FAILED, RefreshReason.SECRET_NOT_FOUND)
+    assert outcomes(await runs.run(runs.policy(**GROUP))) == [("a", *missing), ("b", *missing)]
+    assert runs.executor.groups == []

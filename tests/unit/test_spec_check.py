@@ -48,6 +48,8 @@ GOOD: list[dict[str, Any]] = [
     {"views": [{"name": "é" * 31}]},
     {"views": [{"name": "mv", "guard": {"minRows": 1}}]},
     {"views": [{"name": "mv", "guard": {"maxRowLossPercent": 0, "keepTenants": "Tenant Id"}}]},
+    {"consistency": "Group", "concurrently": "Always"},
+    {"consistency": "View", "concurrently": "Never"},
     {"fromTheFuture": {"a": 1}},
 ]
 
@@ -109,6 +111,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "spec.views[0].guard.keepTenants: The name",
     ),
     ({"views": [{"name": "mv", "guard": {"keepTenants": "a\0"}}]}, "spec.views[0].guard.keepTenants: A column name"),
+    ({"consistency": "Group", "concurrently": "Never"}, "spec.consistency: Group and concurrently Never exclude"),
+    (
+        {"consistency": "Group", "views": [{"name": "a"}, {"name": "b", "concurrently": "Never"}]},
+        "spec.consistency: Group and concurrently Never exclude",
+    ),
     ({"databaseRef": {"name": "../other"}}, "spec.databaseRef.name: must be the name of an object"),
     ({"databaseRef": {"name": "analytics\n"}}, "spec.databaseRef.name: must be the name of an object"),
     ({"databaseRef": {}}, "spec.databaseRef.name: is missing; write it."),

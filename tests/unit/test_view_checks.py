@@ -87,6 +87,29 @@ def test_the_mode_is_the_one_wished_for_where_it_can_be_had(
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("concurrently", "populated", "index", "expected"),
+    [
+        (IF_POSSIBLE, True, True, ModeChoice(CONCURRENT)),
+        (IF_POSSIBLE, True, False, RefreshReason.NO_UNIQUE_INDEX),
+        (IF_POSSIBLE, False, True, ModeChoice(BLOCKING, RefreshReason.FIRST_POPULATE)),
+        (IF_POSSIBLE, False, False, RefreshReason.NO_UNIQUE_INDEX),
+        (ALWAYS, False, True, RefreshReason.NOT_POPULATED),
+        (NEVER, True, True, RefreshReason.INVALID_SPEC),
+    ],
+)
+def test_in_a_group_nobody_who_reads_a_view_waits(
+    concurrently: Concurrently, *, populated: bool, index: bool, expected: ModeChoice | RefreshReason
+) -> None:
+    facts = replace(FACTS, populated=populated, usable_index=index)
+    found: ModeChoice | RefreshReason
+    try:
+        found = check_view(VIEW, facts, concurrently=concurrently, grouped=True, server=SERVER)
+    except Problem as problem:
+        found = problem.reason
+    assert found == expected
+
+
 def test_a_view_in_good_order_is_refreshed_as_wished() -> None:
     assert check_view(VIEW, FACTS, concurrently=ALWAYS, server=SERVER) == ModeChoice(CONCURRENT)
 

@@ -37,6 +37,7 @@ class RefreshReason(ClosedSet):
     RECOVERED = "Recovered"
     FIRST_POPULATE = "FirstPopulate"
     UPSTREAM_FAILED = "UpstreamFailed"
+    GROUP_ROLLED_BACK = "GroupRolledBack"
 
     # What a person has to mend in a resource.
     INVALID_SPEC = "InvalidSpec"

@@ -26,6 +26,13 @@ class Analyze(ClosedSet):
     NEVER = "Never"
 
 
+class Consistency(ClosedSet):
+    """Whether the views of a policy agree with each other."""
+
+    VIEW = "View"
+    GROUP = "Group"
+
+
 class DatabaseRef(Model):
     """A MatviewDatabase of the same namespace."""
 
@@ -65,7 +72,12 @@ class MatviewRefreshPolicySpec(Model):
             rule(
                 "self.isolation != 'Tenant' || has(self.tenantId)",
                 "isolation Tenant needs a tenantId: write whose views these are, or use isolation Shared",
-            )
+            ),
+            rule(
+                "self.consistency != 'Group' || (self.concurrently != 'Never' && "
+                "self.views.all(view, !has(view.concurrently) || view.concurrently != 'Never'))",
+                "consistency Group and concurrently Never exclude each other: readers would wait for the whole group",
+            ),
         )
     )
 
@@ -83,6 +95,12 @@ class MatviewRefreshPolicySpec(Model):
     policies of row-level security to read. It is set for the one transaction only."""
     views: Views
     """The materialized views, 1 to 100, refreshed one after another in this order."""
+    consistency: Consistency = Consistency.VIEW
+    """View: each view is refreshed for itself, and shows its own instant. Group: all views are refreshed in one
+    transaction and show the same instant, or all keep their old rows; a view comes after those of the group
+    that it reads. It is for reports that read several views and must not contradict themselves. Every view
+    needs a unique index on plain columns, one that fails holds back all, and their timeouts are added up to the
+    group's, at most limits.timeoutSeconds of the MatviewDatabase."""
     schedule: Schedule
     """When the views are due. Nothing is run when a policy is applied: the next slot is the first."""
     starting_deadline_seconds: Annotated[int, Field(ge=1, le=604_800)] = 300

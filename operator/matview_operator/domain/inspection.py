@@ -21,6 +21,8 @@ class ViewCheck:
     concurrently: Concurrently
     isolation: Isolation
     guard: Guard | None = None
+    grouped: bool = False
+    """Whether it is refreshed in one transaction with the other views of its policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

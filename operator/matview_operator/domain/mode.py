@@ -16,11 +16,15 @@ class ModeChoice(NamedTuple):
     reason: RefreshReason | None = None
 
 
-def choose_mode(concurrently: Concurrently, *, populated: bool, usable_index: bool, view: str) -> ModeChoice:
-    """Choose the mode; raises Problem where Always cannot be had. `view` as the server quotes it.
+def choose_mode(
+    concurrently: Concurrently, *, populated: bool, usable_index: bool, view: str, grouped: bool = False
+) -> ModeChoice:
+    """Choose the mode; raises Problem where Always, or the view's group, cannot be had. `view` as the server quotes it.
 
     CONCURRENTLY needs a populated view and a unique, valid, immediate index without WHERE or expressions.
     """
+    if grouped:
+        _check_group(concurrently, usable_index=usable_index, view=view)
     match concurrently:
         case Concurrently.NEVER:
             return ModeChoice(RefreshMode.BLOCKING)
@@ -47,3 +51,24 @@ def choose_mode(concurrently: Concurrently, *, populated: bool, usable_index: bo
             return ModeChoice(RefreshMode.CONCURRENT)
         case _:
             assert_never(concurrently)
+
+
+def _check_group(concurrently: Concurrently, *, usable_index: bool, view: str) -> None:
+    """A group holds the locks of all its views until the last one is done.
+
+    In blocking mode readers of the first would wait for the last, and a query that reads two could deadlock with the
+    refresh. Only a view that was never populated, which nobody can read, is filled in blocking mode.
+    """
+    if concurrently is Concurrently.NEVER:
+        raise Problem(
+            RefreshReason.INVALID_SPEC,
+            f"concurrently: Never and consistency: Group exclude each other: readers of {view} would wait until the "
+            "whole group is done. Remove one of them.",
+        )
+    if not usable_index:
+        raise Problem(
+            RefreshReason.NO_UNIQUE_INDEX,
+            f"{view} has no unique index that REFRESH … CONCURRENTLY can use, and consistency: Group needs one on "
+            "every view. Take it out of the group, or create one on plain columns without WHERE. "
+            f"Run, with the columns that tell its rows apart: CREATE UNIQUE INDEX ON {view} (…);",
+        )

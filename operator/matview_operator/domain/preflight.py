@@ -66,7 +66,12 @@ class MissingPrivilege:
 
 
 def check_view(
-    view: ViewName, facts: ViewFacts | None, *, concurrently: Concurrently, server: ServerFacts
+    view: ViewName,
+    facts: ViewFacts | None,
+    *,
+    concurrently: Concurrently,
+    grouped: bool = False,
+    server: ServerFacts,
 ) -> ModeChoice:
     """Return how the view will be refreshed; raises Problem with what a person must do first."""
     if facts is None:
@@ -88,7 +93,13 @@ def check_view(
             f"The role {server.quoted_role} may not refresh {facts.quoted}, which {facts.owner} owns. "
             f"Run: {' '.join(grants)}",
         )
-    choice = choose_mode(concurrently, populated=facts.populated, usable_index=facts.usable_index, view=facts.quoted)
+    choice = choose_mode(
+        concurrently,
+        populated=facts.populated,
+        usable_index=facts.usable_index,
+        view=facts.quoted,
+        grouped=grouped,
+    )
     if choice.mode is RefreshMode.CONCURRENT and not facts.owner_has_temp:
         raise Problem(
             RefreshReason.PERMISSION_DENIED,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NewType
 
+from matview_operator.api.database import DatabaseLimits
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Analyze, Isolation
+from matview_operator.api.policy import Analyze, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.lock_keys import LockKeys, lock_keys
 from matview_operator.domain.result import MESSAGE_BYTES, RefreshResult
@@ -83,6 +84,11 @@ class Run:
 def lock_token(isolation: Isolation, tenant_id: str | None) -> TenantToken:
     """Under Shared the view is everybody's, whatever tenant the policy is labelled with."""
     return GLOBAL if isolation is Isolation.SHARED or tenant_id is None else TenantToken(tenant_id)
+
+
+def group_timeout(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) -> float:
+    """How long the views of a consistent group may take together, in seconds: their timeouts added up, to the limit."""
+    return min(limits.timeout_seconds, sum(view.timeout_seconds or limits.timeout_seconds for view in spec.views))
 
 
 def slot_id(instant: datetime) -> SlotId:

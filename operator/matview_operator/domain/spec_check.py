@@ -13,9 +13,9 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
-from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec, Schedule
+from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec, Schedule
 from matview_operator.api.scalar import CRON, SETTING
-from matview_operator.api.view import Guard
+from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.errors import InvalidName
 from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.text import is_printable
@@ -31,7 +31,7 @@ _ANY_INSTANT = datetime(2024, 1, 1, tzinfo=UTC)
 
 def check_policy(spec: MatviewRefreshPolicySpec) -> list[str]:
     """Return what is wrong with a policy's spec by itself, nothing if all is well."""
-    return [*_schedule(spec.schedule), *_tenant(spec), *_views(spec)]
+    return [*_schedule(spec.schedule), *_tenant(spec), *_views(spec), *_consistency(spec)]
 
 
 def check_timeouts(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) -> list[str]:
@@ -123,3 +123,12 @@ def _guard(guard: Guard) -> Iterator[str]:
             check_identifier(guard.keep_tenants, what="column name")
         except InvalidName as error:
             yield f".keepTenants: {error}"
+
+
+def _consistency(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
+    ways = {spec.concurrently, *(view.concurrently for view in spec.views)}
+    if spec.consistency is Consistency.GROUP and Concurrently.NEVER in ways:
+        yield (
+            "spec.consistency: Group and concurrently Never exclude each other, because readers would wait for the "
+            "whole group; write View, or IfPossible."
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Protocol
@@ -66,10 +66,16 @@ class StatusConflict(MatviewError):
 
 
 class Executor(Protocol):
-    """Refreshes one view."""
+    """Refreshes one view, or several together."""
 
     async def refresh(self, *, target: ConnectionTarget, run: Run) -> RefreshResult:
         """Never raises but CancelledError; ends within the run's timeout + 5 s."""
+        ...
+
+    async def refresh_group(
+        self, *, target: ConnectionTarget, runs: Sequence[Run], timeout_seconds: float
+    ) -> tuple[RefreshResult, ...]:
+        """All of them at one snapshot or none; one result per run. As `refresh`, within this timeout for all."""
         ...
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from matview_operator.api.database import MatviewDatabaseStatus, ServerStatus
 from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.policy import Consistency
 from matview_operator.domain.conditions import LEDGER_NOT_USED, READY, Statement, merge, not_ready
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.inspection import Inspection, ViewCheck
@@ -161,6 +162,7 @@ def _checks(policy: Policy) -> dict[ViewName, ViewCheck]:
             concurrently=view.concurrently or spec.concurrently,
             isolation=spec.isolation,
             guard=view.guard,
+            grouped=spec.consistency is Consistency.GROUP,
         )
         for name, view in names.items()
     }

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 from random import Random
+from typing import assert_never
 
 from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
-from matview_operator.api.policy import MatviewRefreshPolicySpec
+from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
 from matview_operator.domain.errors import MatviewError, Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import lock_held_pause
-from matview_operator.domain.run import Run
+from matview_operator.domain.run import Run, group_timeout
 from matview_operator.domain.slot import Slot, SlotReport, is_stopped
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.status import views_of
@@ -65,8 +67,8 @@ class SlotRunner:
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
         try:
-            for view in spec.views:
-                ended.append(await self._refresh(policy, spec, view, slot, first=not ended))
+            for views in _together(spec):
+                ended += await self._refresh(policy, spec, views, slot, first=not ended)
         except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
@@ -93,16 +95,16 @@ class SlotRunner:
         )
 
     async def _refresh(
-        self, policy: Policy, spec: MatviewRefreshPolicySpec, view: ViewSpec, slot: Slot, *, first: bool
-    ) -> RefreshResult:
+        self, policy: Policy, spec: MatviewRefreshPolicySpec, views: Sequence[ViewSpec], slot: Slot, *, first: bool
+    ) -> Sequence[RefreshResult]:
         key = policy.database_key
         assert key is not None  # the policy has a spec
         tries = 0
-        held: RefreshResult | None = None
+        held: Sequence[RefreshResult] = ()
         while True:
             started_at = self._clock.now()
             # A slot is begun in time or not at all; once begun, its other views are not left out.
-            bounded = held is not None or (first and slot.request is None)
+            bounded = bool(held) or (first and slot.request is None)
             try:
                 self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
                 async with self._budget.place(key, seconds=self._remaining(slot) if bounded else None):
@@ -111,21 +113,26 @@ class SlotRunner:
                     # Asked anew: while it waited, the database may have been suspended or a rival may have come.
                     database = self._allowed(policy, spec, key)
                     target = await resolve(database, key, self._secrets)
-                    run = self._run_of(policy, spec, view, slot)
-                    result = await self._executor.refresh(target=target, run=run)
+                    runs = [self._run_of(policy, spec, view, slot) for view in views]
+                    if spec.consistency is Consistency.GROUP:
+                        results = await self._executor.refresh_group(
+                            target=target, runs=runs, timeout_seconds=group_timeout(spec, limits=database.limits)
+                        )
+                    else:
+                        results = (await self._executor.refresh(target=target, run=runs[0]),)
             except Problem as problem:
-                run = self._run_of(policy, spec, view, slot)
-                return self._ended(run, started_at, RefreshOutcome.FAILED, problem)
+                runs = [self._run_of(policy, spec, view, slot) for view in views]
+                return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
             except NoPlace:
-                if held is None or self._budget.closed:
+                if not held or self._budget.closed:
                     raise
                 return held
             tries += 1
             remaining = self._remaining(slot)
-            if result.outcome not in _TRY_AGAIN or remaining <= 0:
-                return result
+            if remaining <= 0 or not any(result.outcome in _TRY_AGAIN for result in results):
+                return results
             # The rival's run may cover this slot; the ledger then says so. No place is held while waiting.
-            held = result
+            held = results
             await asyncio.sleep(min(remaining, lock_held_pause(tries, random=self._random)))
 
     def _remaining(self, slot: Slot) -> float:
@@ -181,6 +188,17 @@ class SlotRunner:
             reason=problem.reason,
             message=problem.message,
         )
+
+
+def _together(spec: MatviewRefreshPolicySpec) -> list[Sequence[ViewSpec]]:
+    """The views in the steps in which they are refreshed: all in one, or each in its own."""
+    match spec.consistency:
+        case Consistency.GROUP:
+            return [spec.views]
+        case Consistency.VIEW:
+            return [[view] for view in spec.views]
+        case _:
+            assert_never(spec.consistency)
 
 
 def _because(suspended: Problem, result: RefreshResult) -> RefreshResult:

@@ -39,7 +39,8 @@ where c.oid = $1
 # Sent when the read that follows has been parsed, and so holds a lock on whatever had the name. The settings are the
 # second net, for a schema that is renamed meanwhile, which no lock prevents: no ordinary view, foreign table or row
 # policy is read, and what runs nevertheless (an owner's function in an index, while the read is planned) cannot write.
-# restrict_nonsystem_relation_kind came with 15.8 and 16.4. $1 schema, $2 name, $3 OID.
+# restrict_nonsystem_relation_kind came with 15.8 and 16.4. A consistent group's snapshot sees the catalogue as it was,
+# to_regclass() sees it as it is. $1 schema, $2 name, $3 OID.
 SAME_VIEW = """
 select pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
   pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
@@ -50,6 +51,7 @@ select pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
     then pg_catalog.set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true) end
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where n.nspname = $1 and c.relname = $2 and c.oid = $3 and c.relkind = 'm'
+  and pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $2::text)) = c.oid
 """
 
 

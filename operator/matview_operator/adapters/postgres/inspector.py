@@ -64,7 +64,7 @@ async def _answer(session: Session, facts: ServerFacts, check: ViewCheck) -> Mod
         return problem_of(error)
     found = view_facts(row)
     try:
-        choice = check_view(check.view, found, concurrently=check.concurrently, server=facts)
+        choice = check_view(check.view, found, concurrently=check.concurrently, grouped=check.grouped, server=facts)
         if check.guard is not None and found is not None:
             readable, _ = await read_facts(session, check.guard, oid=found.oid, quoted=found.quoted)
             check_readable(check.guard, readable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -55,6 +56,11 @@ async def read_settled(session: Session, run_id: int) -> Settled:
         correlation_id=row.correlation_id,
         attempt=row.attempt,
     )
+
+
+def is_one_transaction(runs: Sequence[Settled]) -> bool:
+    """Whether one transaction did all of these: it has one snapshot, whose time its rows share."""
+    return len({(run.correlation_id, run.data_as_of) for run in runs}) == 1
 
 
 async def record_failure(

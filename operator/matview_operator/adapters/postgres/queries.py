@@ -79,6 +79,7 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 it anything."""
 
 BEGIN = "begin isolation level read committed read write"
+BEGIN_AT_ONE_SNAPSHOT = "begin isolation level repeatable read read write"
 COMMIT = "commit"
 ROLLBACK = "rollback"
 RESET = "discard all"
@@ -111,7 +112,8 @@ select pg_catalog.set_config('statement_timeout', $1::int::text, true),
        pg_catalog.pg_try_advisory_xact_lock($6::int, $8::int) as global_lock
 """
 
-# $1 schema, $2 name, $3 blocking mode wanted.
+# $1 schema, $2 name, $3 blocking mode wanted. `data_as_of` is not later than the snapshot that REFRESH will see, which
+# under REPEATABLE READ is the transaction's. `version` changes with every committed refresh.
 _LOOKUP_COLUMNS = """
 select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, c.relkind::text as relkind,
  c.relispopulated as populated,
@@ -130,7 +132,9 @@ select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, c.relk
      where d.datname = pg_catalog.current_database()))) as in_use,
  pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
  pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
- pg_catalog.clock_timestamp() as data_as_of"""
+ case when pg_catalog.current_setting('transaction_isolation') = 'repeatable read' then pg_catalog.now()
+   else pg_catalog.clock_timestamp() end as data_as_of,
+ c.xmin::text as version"""
 _LOOKUP_FROM = """
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where n.nspname = $1 and c.relname = $2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 
@@ -16,7 +17,7 @@ from matview_operator.adapters.postgres.ledger import record_failure
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.transaction import work_through
-from matview_operator.adapters.postgres.work import Job, Stage, success
+from matview_operator.adapters.postgres.work import Job, Stage, Work, success
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.domain.connection import ConnectionTarget
@@ -26,6 +27,9 @@ from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 
 log = logging.getLogger(__name__)
+
+End: TypeAlias = tuple[Work, RefreshOutcome, Problem]
+"""How one view's run ends without success."""
 
 _CLIENT_GRACE_SECONDS = 1.0
 """The server's own timeout is to fire first: it answers, so that the failure can be recorded."""
@@ -65,6 +69,25 @@ class Refresher:
             self._pool,
         )
         return result
+
+    async def refresh_group(
+        self, *, target: ConnectionTarget, runs: Sequence[Run], timeout_seconds: float
+    ) -> tuple[RefreshResult, ...]:
+        """Refresh several views in one transaction at one snapshot, all or none; results in the order of the runs.
+
+        Ends within `timeout_seconds` + 5 s, which takes the place of the runs' own. The runs belong to one policy and
+        one slot. Raises as `refresh` does, with all the results.
+        """
+        return await _work(
+            Job(
+                target=target,
+                runs=runs,
+                timeout_seconds=timeout_seconds,
+                grouped=True,
+                verbose_errors=self._verbose_errors,
+            ),
+            self._pool,
+        )
 
 
 async def _work(job: Job, pool: Pool) -> tuple[RefreshResult, ...]:
@@ -119,8 +142,8 @@ async def _failed(job: Job, error: Exception | asyncio.CancelledError) -> tuple[
     if problem.reason is RefreshReason.CANCELLED and job.remaining() <= 0:
         problem = Problem(
             RefreshReason.TIMEOUT,
-            f"The refresh did not end within {job.timeout_seconds:g} s and was cancelled; the old rows stay. "
-            "Raise timeoutSeconds or make the view's query faster.",
+            f"The refresh {'of the group ' if job.grouped else ''}did not end within {job.timeout_seconds:g} s and was "
+            "cancelled; the old rows stay. Raise timeoutSeconds or make the view's query faster.",
             sqlstate=problem.sqlstate,
         )
     if job.stage is Stage.COMMITTING and _unanswered(job, error):
@@ -132,10 +155,25 @@ async def _failed(job: Job, error: Exception | asyncio.CancelledError) -> tuple[
         problem.reason is RefreshReason.CONNECTION_LOST and job.session is not None
     ):
         outcome = RefreshOutcome.INTERRUPTED
-    problem = await _undo(job, outcome, problem)
     return tuple(
-        work.result(outcome, problem, mode=None if work.choice is None else work.choice.mode) for work in job.works
+        work.result(how, why, mode=None if work.choice is None else work.choice.mode)
+        for work, how, why in await _undo(job, outcome, problem)
     )
+
+
+def _ends(job: Job, outcome: RefreshOutcome, problem: Problem) -> list[End]:
+    """How each view ends. Of a group the view that failed says why, the others that they were rolled back with it."""
+    culprit = None if outcome is RefreshOutcome.INTERRUPTED else job.at
+    if culprit is None:
+        return [(work, outcome, problem) for work in job.works]
+    with_it = Problem(
+        RefreshReason.GROUP_ROLLED_BACK,
+        f"Rolled back with {culprit.run.view}, which failed: a group is refreshed whole or not at all.",
+    )
+    return [
+        (work, outcome, problem) if work is culprit else (work, RefreshOutcome.INTERRUPTED, with_it)
+        for work in job.works
+    ]
 
 
 def _log_fields(job: Job) -> dict[str, Any]:
@@ -177,27 +215,29 @@ async def _settle(job: Job, problem: Problem) -> tuple[RefreshResult, ...]:
     return tuple(work.result(outcome, problem) for work in job.works)
 
 
-async def _undo(job: Job, outcome: RefreshOutcome, problem: Problem) -> Problem:
-    """Roll back and record the failure, best effort; returns the problem, with what the catalogue adds to it."""
-    session, work = job.session, job.at
-    if session is None or session.closed or job.stage is Stage.COMMITTED:
-        return problem
+async def _undo(job: Job, outcome: RefreshOutcome, problem: Problem) -> list[End]:
+    """Roll back and record the failure, best effort; returns how each view ends, with what the catalogue adds to it."""
+    session, culprit = job.session, job.at
+    ends = _ends(job, outcome, problem)
+    if session is None or session.closed:
+        return ends
     try:
         async with asyncio.timeout(_ROLLBACK_SECONDS):
             await session.rollback()
-            if work is not None:
-                problem = await explained(session, work, problem)
-            for each in job.works:
-                if job.ledger and each.found is not None:
+            if culprit is not None:
+                problem = await explained(session, culprit, problem)
+                ends = _ends(job, outcome, problem)
+            for work, how, why in ends:
+                if job.ledger and work.found is not None:
                     await record_failure(
                         session,
-                        each.run,
-                        outcome=outcome,
-                        problem=problem,
-                        view_oid=each.found.oid,
-                        attempt=each.attempt,
-                        data_as_of=each.found.data_as_of,
-                        mode=None if each.choice is None else each.choice.mode,
+                        work.run,
+                        outcome=how,
+                        problem=why,
+                        view_oid=work.found.oid,
+                        attempt=work.attempt,
+                        data_as_of=work.found.data_as_of,
+                        mode=None if work.choice is None else work.choice.mode,
                         clock_offset=job.clock_offset,
                     )
     except (TimeoutError, OSError, *queries.DRIVER_ERRORS) as error:
@@ -206,4 +246,4 @@ async def _undo(job: Job, outcome: RefreshOutcome, problem: Problem) -> Problem:
             type(error).__name__,
             extra={"action": "record_failure", **_log_fields(job)},
         )
-    return problem
+    return ends

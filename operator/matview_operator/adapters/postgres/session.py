@@ -163,9 +163,12 @@ class Session:
         """
         return await self._connection.prepare(statement)
 
-    async def begin(self) -> None:
-        """Start the run's one transaction; READ COMMITTED, so that each statement sees what was committed before it."""
-        await self.rows(queries.BEGIN)
+    async def begin(self, *, at_one_snapshot: bool = False) -> None:
+        """Start a job's one transaction; READ COMMITTED, so that each statement sees what was committed before it.
+
+        `at_one_snapshot`: REPEATABLE READ, so that all of them see what was committed before the first.
+        """
+        await self.rows(queries.BEGIN_AT_ONE_SNAPSHOT if at_one_snapshot else queries.BEGIN)
 
     async def commit(self) -> None:
         """Commit, and believe the tag only: COMMIT of an aborted transaction rolls back without an error."""

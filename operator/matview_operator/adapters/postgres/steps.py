@@ -76,7 +76,9 @@ async def look_up(work: Work, session: Session) -> None:
     else:
         row = await session.row(queries.LOOKUP, *arguments)
     work.found = row
-    work.choice = check_view(run.view, view_facts(row), concurrently=run.concurrently, server=session.facts)
+    work.choice = check_view(
+        run.view, view_facts(row), concurrently=run.concurrently, grouped=job.grouped, server=session.facts
+    )
 
 
 async def refresh(work: Work, session: Session) -> None:
@@ -95,7 +97,10 @@ async def claim(work: Work, session: Session) -> bool:
     assert choice is not None  # set by the lookup
     job.stage = Stage.CLAIMING
     name = (run.view.schema, run.view.name, found.oid)
-    if job.ledger:
+    # Of a group a part may be settled, by the policy as it was when the slot was first worked on. It is not claimed
+    # again. One view at least is, so that this transaction too can commit once only.
+    claims = job.ledger and found.settled_by is None
+    if claims:
         row = await session.row(
             queries.RECHECK_AND_CLAIM,
             *name,
@@ -120,14 +125,15 @@ async def claim(work: Work, session: Session) -> bool:
             f"Another relation took the name {found.quoted} while it was refreshed; everything was rolled back.",
         )
     work.after = row
-    job.pending = PendingCommit(
-        xid=row.xid,
-        run=run,
-        view_oid=found.oid,
-        claimed=job.ledger,
-        identity=None if job.ledger else (row.system_identifier, row.timeline),
-    )
-    return not job.ledger or row.run_id is not None
+    if claims or not job.ledger:
+        job.pending = PendingCommit(
+            xid=row.xid,
+            run=run,
+            view_oid=found.oid,
+            claimed=claims,
+            identity=None if claims else (row.system_identifier, row.timeline),
+        )
+    return not claims or row.run_id is not None
 
 
 async def analyze(work: Work, session: Session) -> None:

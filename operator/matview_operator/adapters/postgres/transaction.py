@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from random import Random
 
 import asyncpg
 
+from matview_operator.adapters.postgres import group
 from matview_operator.adapters.postgres.connection import CONNECT_SECONDS
 from matview_operator.adapters.postgres.explanation import who_holds_the_lock
-from matview_operator.adapters.postgres.ledger import MAX_ATTEMPT, read_settled
+from matview_operator.adapters.postgres.ledger import MAX_ATTEMPT, is_one_transaction, read_settled
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.session import Session, SessionLost
 from matview_operator.adapters.postgres.steps import analyze, claim, lock, look_up, refresh
@@ -65,14 +67,9 @@ async def work_over(session: Session, job: Job) -> tuple[RefreshResult, ...]:
     while True:
         try:
             results = await _transaction(job, session, queue=queue)
-        except asyncpg.PostgresError as error:
-            in_ledger = job.ledger and job.stage in (Stage.READING, Stage.CLAIMING)
-            if not (in_ledger and error.sqlstate in _LEDGER_GONE):
-                raise
-            await session.rollback()
-            if (await session.read_facts()).bookkeeping is Bookkeeping.INSTALLED:
-                raise
-            job.ledger = False
+        except (asyncpg.PostgresError, group.Overtaken) as error:
+            if not await _ledger_lost(job, session, error):
+                await group.start_over(job, session, error)
             continue
         if results is not None:
             return results
@@ -86,13 +83,27 @@ async def work_over(session: Session, job: Job) -> tuple[RefreshResult, ...]:
         await asyncio.sleep(pause or 0)
 
 
+async def _ledger_lost(job: Job, session: Session, error: asyncpg.PostgresError | group.Overtaken) -> bool:
+    """Whether the ledger was there at the start and is no more, so that the job goes on without."""
+    in_ledger = job.ledger and job.stage in (Stage.READING, Stage.CLAIMING)
+    if not in_ledger or isinstance(error, group.Overtaken) or error.sqlstate not in _LEDGER_GONE:
+        return False
+    await session.rollback()
+    if (await session.read_facts()).bookkeeping is Bookkeeping.INSTALLED:
+        raise error
+    job.ledger = False
+    return True
+
+
 async def _transaction(job: Job, session: Session, *, queue: bool) -> tuple[RefreshResult, ...] | None:
     """One try; None when a view was in use, or its slot was settled meanwhile, and the try is to be made again."""
     job.at = None
-    await session.begin()
-    for work in job.works:
+    await session.begin(at_one_snapshot=job.grouped)
+    for work in group.in_lock_order(job):
         if not await lock(work, session):
             problem = await who_holds_the_lock(session, work.run)
+            if job.grouped:
+                problem = Problem(problem.reason, f"{work.run.view}: {problem.message}")
             await session.rollback()
             return tuple(each.result(RefreshOutcome.SKIPPED_LOCK_HELD, problem) for each in job.works)
     for work in job.works:
@@ -119,10 +130,17 @@ async def _transaction(job: Job, session: Session, *, queue: bool) -> tuple[Refr
 
 
 async def _refresh_and_claim(job: Job, session: Session) -> bool:
-    for work in job.works:
+    works: Sequence[Work] = job.works
+    if job.grouped:
+        job.at = None
+        works = await group.in_order(job, session)
+        await group.watch(job, session)
+    for work in works:
         job.at = work
         await refresh(work, session)
-    for work in job.works:
+    if job.grouped:
+        await group.check_watched(job, session)
+    for work in works:
         job.at = work
         if not await claim(work, session):
             return False
@@ -136,11 +154,14 @@ async def _done_before(job: Job, session: Session) -> tuple[RefreshResult, ...] 
     found = [row_of(work) for work in job.works]
     done = [row.settled_by or row.covered_by for row in found]
     if None not in done:
-        settled = [await read_settled(session, run_id) for run_id in done]
-        return tuple(
-            already_done(work, run, recovered=row.settled_by is not None)
-            for work, run, row in zip(job.works, settled, found, strict=True)
-        )
+        runs = [await read_settled(session, run_id) for run_id in done]
+        # A group is covered by one transaction only: the work of several would not agree. Its own slot's work is done
+        # once all the same: if it was settled view by view, before the policy said Group, the next slot's will agree.
+        if not job.grouped or all(row.settled_by for row in found) or is_one_transaction(runs):
+            return tuple(
+                already_done(work, run, recovered=row.settled_by is not None)
+                for work, run, row in zip(job.works, runs, found, strict=True)
+            )
     for work, row in zip(job.works, found, strict=True):
         job.at = work
         work.attempt = min(row.earlier_attempts + 1, MAX_ATTEMPT)

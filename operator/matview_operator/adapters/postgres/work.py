@@ -46,6 +46,8 @@ class Job:
     timeout_seconds: float
     """For all of them together."""
     verbose_errors: bool = False
+    grouped: bool = False
+    """Whether the views are to agree with each other: one snapshot for all."""
     works: tuple[Work, ...] = field(init=False)
     at: Work | None = None
     """The view at work, whose an error is; None while all of them are concerned."""
@@ -56,6 +58,8 @@ class Job:
     ledger: bool = False
     clock_offset: timedelta = timedelta()
     pending: PendingCommit | None = None
+    tries: int = 0
+    """How often others came between a group and its COMMIT."""
 
     def __post_init__(self, runs: Sequence[Run]) -> None:
         self.works = tuple(Work(run=run, job=self) for run in runs)
