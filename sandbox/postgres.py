@@ -100,6 +100,35 @@ class PostgresServer:
             raise
         return server
 
+    @classmethod
+    def standby_of(cls, primary: PostgresServer, *, directory: Path) -> Self:
+        """Start a hot standby that streams from a running server; `select pg_promote()` makes a primary of it.
+
+        `directory` is the standby's own. Roles, passwords and settings are the primary's.
+        """
+        binaries = PostgresBinaries.find(primary.version)
+        home = ServerHome.create(name="standby", directory=directory, in_memory=True)
+        server = cls(binaries=binaries.runnable_in(home), home=home, log=directory / f"standby-{primary.version}.log")
+        server._password = primary._password
+        try:
+            run_as(
+                None,
+                [
+                    binaries.bin / "pg_basebackup",
+                    *("--write-recovery-conf", "--checkpoint=fast", "--no-sync", f"--pgdata={server.data}"),
+                    *("--host=127.0.0.1", f"--port={primary.port}", f"--username={SUPERUSER}", "--password"),
+                ],
+                what="pg_basebackup",
+                # Asked for without a terminal, it is read from there; a command line is for everybody to see.
+                stdin=f"{primary._password}\n",
+            )
+            home.give(server.data)
+            server.resume()
+        except BaseException:
+            server.stop(mode="immediate")
+            raise
+        return server
+
     def __enter__(self) -> Self:
         return self
 

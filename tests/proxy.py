@@ -84,6 +84,10 @@ class Proxy:
         """Have something happen from now on."""
         self._faults.append(fault)
 
+    def lead_to(self, port: int) -> None:
+        """Lead new connections to another server, as a service's name does after a failover."""
+        self._server_port = port
+
     async def cut(self) -> None:
         """Close every connection, on both sides."""
         tasks = [*self._tasks]
