@@ -12,20 +12,24 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from sandbox.pgtemplate import SUPERUSER
-from tests.database import APP_OWNER, MV_OPERATOR
+from sandbox.account import server_account
+from sandbox.pgtemplate import SUPERUSER, run_as
+from sandbox.postgres import PostgresServer
+from tests.database import APP_OWNER
+from tests.databases import Databases
 from tests.refreshes import GatedView, ended, failure, public, refresh, settled
 
 from matview_operator import RefreshOutcome
 from matview_operator.api.outcome import RefreshReason as Reason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from sandbox.postgres import Mode
+    from tests.conftest import ServerLogs
     from tests.database import Database
-    from tests.databases import Databases
 
+    from matview_operator.domain.result import RefreshResult
     from matview_operator.domain.view import ViewName
 
 SUCCESS = RefreshOutcome.SUCCESS
@@ -34,10 +38,18 @@ AWAY = {(RefreshOutcome.FAILED, Reason.CONNECTION_FAILED), (RefreshOutcome.FAILE
 """What attempts end with while a server stops, starts or recovers."""
 
 
+@pytest.fixture(scope="module")
+def restartable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    directory = tmp_path_factory.mktemp("restartable")
+    with PostgresServer.start(version=18, directory=directory, in_memory=True) as server:
+        yield Databases(server)
+
+
 @pytest.fixture
-async def own_database(start_server: Callable[..., Databases]) -> AsyncIterator[Database]:
-    """On an 18 of the test's own."""
-    async with start_server(version=18).lend("ledger") as database:
+async def own_database(restartable: Databases, server_logs: ServerLogs) -> AsyncIterator[Database]:
+    """On an 18 of these tests' own, which they may stop and crash."""
+    server_logs.show("PostgreSQL", restartable.server.log)
+    async with restartable.lend("ledger") as database:
         yield database
 
 
@@ -50,13 +62,17 @@ async def rows(database: Database, view: ViewName) -> object:
         await connection.close()
 
 
-async def gated_run(database: Database) -> tuple[GatedView, asyncio.Task[object], int]:
+async def gated_run(database: Database) -> tuple[GatedView, asyncio.Task[RefreshResult], int]:
     """Start a run that would change the view, and wait until it stands in the middle of its query."""
     gated = await GatedView.make(database)
     await database.execute_as(APP_OWNER, "insert into gated_plain_base values (4, 'b', 40)")
     await gated.shut()
     running = asyncio.create_task(refresh(database, gated.view))
-    return gated, running, await gated.reached()  # type: ignore[return-value]
+    return gated, running, await gated.reached()
+
+
+def limit_process(pid: int, limit: str) -> None:
+    run_as(server_account(), ["prlimit", f"--pid={pid}", limit], what="prlimit")
 
 
 async def until_it_succeeds(database: Database, view: ViewName) -> set[tuple[RefreshOutcome, Reason | None]]:
@@ -72,7 +88,7 @@ async def until_it_succeeds(database: Database, view: ViewName) -> set[tuple[Ref
 async def test_a_server_that_is_restarted_in_the_middle_of_a_run(own_database: Database, mode: Mode) -> None:
     gated, running, _ = await gated_run(own_database)
     await asyncio.to_thread(own_database.server.halt, mode)
-    assert ended(await running) == LOST  # type: ignore[arg-type]
+    assert ended(await running) == LOST
     assert ended(await refresh(own_database, gated.view)) in AWAY
     await asyncio.to_thread(own_database.server.resume)
     assert await rows(own_database, gated.view) == [1, 2, 3]
@@ -87,7 +103,7 @@ async def test_a_backend_that_is_killed_takes_all_others_with_it_and_the_next_ru
     """The server recovers by itself; until then it says 57P03, or nothing."""
     gated, running, pid = await gated_run(own_database)
     os.kill(pid, signal.SIGKILL)
-    assert ended(await running) == LOST  # type: ignore[arg-type]
+    assert ended(await running) == LOST
     trying = asyncio.create_task(until_it_succeeds(own_database, public("gated_plain")))
     assert await trying <= AWAY
     assert await rows(own_database, gated.view) == [1, 2, 3]
@@ -118,39 +134,51 @@ async def test_a_server_that_restarts_again_and_again(own_database: Database) ->
 
 
 async def test_a_disk_that_is_full(start_server: Callable[..., Databases]) -> None:
-    """The run's own process may write so much to a file and no more: a write is cut short, as on a full disk."""
+    """The run's own process may write so much to a file and no more: a write is cut short, as on a full disk.
+
+    More than a WAL segment's 16 MiB: a full disk for WAL too stops the whole server, which is another test.
+    """
     async with start_server(version=15).lend("ledger") as database:
         gated = await GatedView.make(database)
         await database.execute_as(
-            APP_OWNER, "insert into gated_plain_base select n, repeat('x', 100), n from generate_series(10, 90000) n"
+            APP_OWNER,
+            """
+            create materialized view large as select id, repeat('x', 1900) as text
+              from gated_plain_base, public.gated_wait() as waited(n);
+            insert into gated_plain_base select n, 'a', n from generate_series(10, 12000) n
+            """,
         )
+        large = public("large")
         await gated.shut()
-        running = asyncio.create_task(refresh(database, gated.view, concurrently="Never"))
+        running = asyncio.create_task(refresh(database, large))
         pid = await gated.reached()
-        limit = (1 << 20) + 4096
-        psutil.Process(pid).rlimit(psutil.RLIMIT_FSIZE, (limit, limit))
+        limit_process(pid, f"--fsize={(17 << 20) + 4096}")
         await gated.open()
         failure(await running, Reason.SERVER_RESOURCES, "53100")
-        assert await rows(database, gated.view) == [1, 2, 3]
-        assert (await refresh(database, gated.view)).outcome is SUCCESS
+        assert await rows(database, large) == [1, 2, 3]
+        assert (await refresh(database, large)).outcome is SUCCESS
 
 
-async def test_a_server_without_memory_for_the_query(own_database: Database) -> None:
-    view = await own_database.make_view()
-    await own_database.execute_as(
+async def test_a_server_without_memory_for_the_query(start_server: Callable[..., Databases]) -> None:
+    async with start_server(version=18).lend("ledger") as database:
+        await run_out_of_memory(database)
+
+
+async def run_out_of_memory(database: Database) -> None:
+    view = await database.make_view()
+    await database.execute_as(
         APP_OWNER,
         "create materialized view large as select length(string_agg(repeat('x', 1000000), '')) as id"
         " from generate_series(1, (select max(v) from mv_base)) where true;",
     )
-    postmaster = psutil.Process(own_database.server.pid)
-    room = postmaster.memory_info().vms + (100 << 20)
-    postmaster.rlimit(psutil.RLIMIT_AS, (room, room))
-    await own_database.execute_as(APP_OWNER, "update mv_base set v = 500 where id = 1")
-    failure(await refresh(own_database, public("large")), Reason.SERVER_RESOURCES, "53200")
-    assert await rows(own_database, public("large")) == [30_000_000]
-    await own_database.execute_as(APP_OWNER, "update mv_base set v = 31 where id = 1")
-    assert (await refresh(own_database, public("large"))).outcome is SUCCESS
-    assert (await refresh(own_database, view)).outcome is SUCCESS
+    postmaster = psutil.Process(database.server.pid)
+    limit_process(postmaster.pid, f"--as={postmaster.memory_info().vms + (100 << 20)}")
+    await database.execute_as(APP_OWNER, "update mv_base set v = 500 where id = 1")
+    failure(await refresh(database, public("large")), Reason.SERVER_RESOURCES, "53200")
+    assert await rows(database, public("large")) == [30_000_000]
+    await database.execute_as(APP_OWNER, "update mv_base set v = 31 where id = 1")
+    assert (await refresh(database, public("large"))).outcome is SUCCESS
+    assert (await refresh(database, view)).outcome is SUCCESS
 
 
 async def test_a_server_that_has_no_connection_left(start_server: Callable[..., Databases]) -> None:
