@@ -1,8 +1,27 @@
-"""Run every benchmark."""
+"""Run benchmarks: all of them, or those that are named."""
 
 from __future__ import annotations
 
-from bench.executor import main
+import asyncio
+
+import click
+
+from bench import executor, throughput
+
+BENCHMARKS = {"executor": executor.measure, "throughput": throughput.measure}
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.argument("names", metavar="[NAME]...", nargs=-1, type=click.Choice([*BENCHMARKS]))
+def main(names: tuple[str, ...]) -> None:
+    """Measure on servers of their own, print tables, and write bench/results.
+
+    NAME is a benchmark, or none for all of them: executor (a run against a bare REFRESH) and throughput (runs per
+    second, CPU time per run). Compare ratios, with nothing else running on the machine.
+    """
+    for name in names or BENCHMARKS:
+        asyncio.run(BENCHMARKS[name]())
+
 
 if __name__ == "__main__":
     main()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -26,13 +30,34 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save(name: str, *, about: dict[str, Any], figures: list[dict[str, Any]]) -> Path:
-    """Write the figures of one benchmark; return the file."""
+def publish(name: str, title: str, *, about: dict[str, Any], figures: Sequence[dict[str, Any]]) -> None:
+    """Print the figures of one benchmark as a table, and write them to bench/results/<name>.json."""
+    console = Console()
+    table = Table(title=f"{title} ({about['cpus']} CPUs, {about['processor']})", box=None)
+    for column, value in figures[0].items():
+        table.add_column(column, justify="left" if isinstance(value, str) else "right", no_wrap=True)
+    for figure in figures:
+        table.add_row(*(_shown(value) for value in figure.values()))
+    console.print(table)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    document = {"measured_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "machine": about, "figures": figures}
+    document = {"measured_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "machine": about, "figures": [*figures]}
     path.write_text(json.dumps(document, indent=2) + "\n")
-    return path
+    console.print(f"Written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}\n")
+
+
+def _shown(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:,.2f}"
+        case int():
+            return f"{value:,}"
+        case None:
+            return ""
+        case _:
+            return str(value)
 
 
 def _processor() -> str:
