@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from sandbox.pgbinaries import VERSIONS
@@ -225,28 +226,30 @@ async def test_a_deadlock_is_told_as_one(database: Database) -> None:
 async def test_a_client_that_stops_before_commit_loses_the_view_after_ten_seconds(
     shared_servers: Callable[[int], Databases],
 ) -> None:
-    await asyncio.gather(*(stopped_before_commit(shared_servers(version)) for version in VERSIONS))
+    async with AsyncExitStack() as stack:
+        # One after the other: a template's migration is not made to run beside another one.
+        lent = [await stack.enter_async_context(shared_servers(version).lend("ledger")) for version in VERSIONS]
+        await asyncio.gather(*(stop_before_commit(database) for database in lent))
 
 
-async def stopped_before_commit(server: Databases) -> None:
-    async with server.lend("ledger") as database:
-        view = await database.make_view()
-        await database.execute_as(APP_OWNER, "delete from mv_base")
-        # As a client that is stopped when REFRESH has just ended, and never says another word.
-        stop = Fault(statement="refresh", loses="answer", silent=True)
-        async with Proxy(database.server.port, stop) as proxy:
-            task = asyncio.create_task(
-                refresh(database, view, via=proxy, concurrently=Concurrently.NEVER, timeout_seconds=60)
-            )
-            await stop.happened.wait()
-            before = time.monotonic()
-            assert await rivals(database) == 1
-            # Everybody who reads the view stands still meanwhile, and gets the old rows then.
-            assert await database.value_as(APP_OWNER, "select count(*) from mv") == 3
-            assert 5 < time.monotonic() - before < 15
-            await proxy.cut()
-            assert (await task).outcome is INTERRUPTED
-        assert (await refresh(database, view)).outcome is SUCCESS
+async def stop_before_commit(database: Database) -> None:
+    view = await database.make_view()
+    await database.execute_as(APP_OWNER, "delete from mv_base")
+    # As a client that is stopped when REFRESH has just ended, and never says another word.
+    stop = Fault(statement="refresh", loses="answer", silent=True)
+    async with Proxy(database.server.port, stop) as proxy:
+        task = asyncio.create_task(
+            refresh(database, view, via=proxy, concurrently=Concurrently.NEVER, timeout_seconds=60)
+        )
+        await stop.happened.wait()
+        before = time.monotonic()
+        assert await rivals(database) == 1
+        # Everybody who reads the view stands still meanwhile, and gets the old rows then.
+        assert await database.value_as(APP_OWNER, "select count(*) from mv") == 3
+        assert 5 < time.monotonic() - before < 15
+        await proxy.cut()
+        assert (await task).outcome is INTERRUPTED
+    assert (await refresh(database, view)).outcome is SUCCESS
 
 
 async def rivals(database: Database) -> object:
