@@ -84,30 +84,6 @@ async def test_no_temp_privilege_for_the_owner_names_the_grant_that_mends_it(dat
     assert (await refresh(database, view)).mode is RefreshMode.CONCURRENT
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        "",
-        "create index on mv (id)",
-        "create unique index on mv (id) where id > 0",
-        "create unique index on mv ((id + 1))",
-    ],
-    ids=["none", "not unique", "partial", "expression"],
-)
-async def test_always_needs_a_usable_unique_index(database: Database, index: str) -> None:
-    view = await database.make_view(unique=False)
-    if index:
-        await database.execute_as(APP_OWNER, index)
-    failure(await refresh(database, view, concurrently=ALWAYS), Reason.NO_UNIQUE_INDEX, "unique index", "IfPossible")
-    assert (await refresh(database, view)).mode is RefreshMode.BLOCKING
-
-
-async def test_always_needs_a_populated_view(database: Database) -> None:
-    view = await database.make_view()
-    await database.execute_as(APP_OWNER, "refresh materialized view mv with no data")
-    failure(await refresh(database, view, concurrently=ALWAYS), Reason.NOT_POPULATED, "not populated")
-
-
 async def test_a_superuser_is_refused_unless_allowed(database: Database) -> None:
     view = await database.make_view()
     failure(await refresh(database, view, role=SUPERUSER), Reason.SUPERUSER_REFUSED, SUPERUSER, "allowSuperuser")
