@@ -15,7 +15,7 @@ from sandbox.environment import write_environment
 from sandbox.errors import SandboxError
 from sandbox.foreground import in_foreground
 from sandbox.interruption import Interrupted, interrupt_on_signals, to_the_end
-from sandbox.operator_process import NAMESPACE, PROGRAM, SERVICE_ACCOUNT
+from sandbox.operator_process import LOOPBACK, NAMESPACE, PROGRAM, SERVICE_ACCOUNT
 from sandbox.processes import free_port
 from sandbox.reference import OWNER_ROLE
 from sandbox.stack import SAMPLES, Stack, running_stack
@@ -70,6 +70,7 @@ class _Sandbox:
             f"kubectl apply -k {shlex.quote(str(SAMPLES))}\n\n"
             "# The operator, under its own ServiceAccount.\n"
             f"KUBECONFIG={shlex.quote(str(account))} MATVIEW_HOST=127.0.0.1 MATVIEW_PORT={free_port()} "
+            f"MATVIEW_ALLOWED_HOSTS={LOOPBACK} "
             f"{shlex.quote(str(PROGRAM))} run\n\n"
             "Ctrl-C stops the servers and cleans up."
         )

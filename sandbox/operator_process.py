@@ -26,6 +26,9 @@ NAMESPACE = "matview-system"
 PROGRAM = Path(sys.executable).with_name("matview-operator")
 """The command line, as pip installed it beside this Python."""
 
+LOOPBACK = "127.0.0.0/8"
+"""Where the servers of sandbox, demo and tests are, and an operator does not connect to by itself."""
+
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ")
 _STOP_SECONDS = 30
 _PORT_ATTEMPTS = 5
@@ -143,6 +146,7 @@ class OperatorProcess:
             "HOME": str(self._directory),
             "KUBECONFIG": str(self.kubeconfig),
             "MATVIEW_HOST": "127.0.0.1",
+            "MATVIEW_ALLOWED_HOSTS": LOOPBACK,
             "MATVIEW_PORT": str(self.port),
             **self._settings,
         }

@@ -40,6 +40,14 @@ def main() -> None:
     help="Namespace to serve; may be repeated. All namespaces if none is given. [env: MATVIEW_NAMESPACES=a,b]",
 )
 @setting(
+    "--allowed-host",
+    "allowed_hosts",
+    metavar="HOST",
+    multiple=True,
+    help="Host name (or *.example), address or network of databases to connect to although it is loopback, link-local "
+    "or the API server's; may be repeated. [env: MATVIEW_ALLOWED_HOSTS=a,b]",
+)
+@setting(
     "--host",
     help="Address of /metrics, /healthz and /readyz. [env: MATVIEW_HOST; default: 0.0.0.0]",
 )

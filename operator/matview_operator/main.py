@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from importlib.metadata import version
 from random import Random
@@ -14,7 +14,7 @@ from typing import Any
 import kopf
 from kubernetes.aio import client
 
-from matview_operator.adapters.kube.client import load_configuration
+from matview_operator.adapters.kube.client import api_addresses, load_configuration
 from matview_operator.adapters.kube.events import KubeEvents
 from matview_operator.adapters.kube.handlers import configure, watch
 from matview_operator.adapters.kube.resync import Resync
@@ -26,6 +26,7 @@ from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.adapters.server import MetricsServer
 from matview_operator.domain.conditions import READY, statement_of
+from matview_operator.domain.destination import Destinations
 from matview_operator.domain.status import oldest_verified
 from matview_operator.engine.intake import Intake
 from matview_operator.engine.ports import SystemClock
@@ -56,7 +57,7 @@ class _Operator:
         """Serve probes, load what exists, then watch; kopf handles the signals."""
         configuration = await load_configuration()
         async with client.ApiClient(configuration) as api:
-            self._build(api)
+            self._build(api, api_server=await api_addresses(configuration))
             await self._server.start(host=self._settings.host, port=self._settings.port)
             registry = kopf.OperatorRegistry()
             watch(registry, intake=self._intake, configuration=configuration)
@@ -73,7 +74,7 @@ class _Operator:
             finally:
                 await self._server.close()
 
-    def _build(self, api: client.ApiClient) -> None:
+    def _build(self, api: client.ApiClient, *, api_server: Iterable[str]) -> None:
         self._metrics = PrometheusMetrics(
             version=version("matview-operator"),
             revision=self._settings.revision,
@@ -88,6 +89,7 @@ class _Operator:
             executor=Refresher(self._pool, verbose_errors=self._settings.verbose_errors),
             inspector=Inspector(),
             secrets=SecretReader(api),
+            destinations=Destinations.read(self._settings.allowed_hosts, api_server=api_server),
             writer=KubeStatusWriter(api),
             events=self._events,
             metrics=self._metrics,

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from matview_operator.domain.destination import Destinations
+
 
 class Settings(BaseSettings):
     """Each field is an environment variable with the prefix MATVIEW_, and an option of `matview-operator run`."""
@@ -16,10 +18,20 @@ class Settings(BaseSettings):
     namespaces: Annotated[tuple[str, ...], NoDecode] = ()
     """Namespaces to watch; all if none is named. In the environment separated by commas."""
 
-    @field_validator("namespaces", mode="before")
+    @field_validator("namespaces", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts of databases to connect to although they are loopback, link-local or the API server's: names, also
+    *.example, addresses and networks. In the environment separated by commas."""
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        Destinations.read(value)
+        return value
 
     host: str = "0.0.0.0"  # noqa: S104 - in a pod Prometheus and the kubelet come from outside
     """Address that /metrics, /healthz and /readyz listen on."""

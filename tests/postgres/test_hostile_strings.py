@@ -28,6 +28,7 @@ from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.api.policy import MatviewRefreshPolicy
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.conditions import not_ready
+from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.reading import InvalidObject, read_database, read_policy, read_policy_status
 from matview_operator.domain.slot import Slot, SlotReport, is_request_token, requested, scheduled
@@ -69,6 +70,7 @@ class Target:
             registry=self.registry,
             executor=Refresher(),
             secrets=self.secrets,
+            destinations=Destinations.read(["127.0.0.0/8"]),
             budget=Budget(limit_of=lambda _: 1, limit_in_all=1),
             clock=SystemClock(),
             random=Random(1),  # noqa: S311 - jitter

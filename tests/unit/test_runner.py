@@ -21,6 +21,7 @@ from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Analyze, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.api.view import Concurrently
+from matview_operator.domain.destination import Destinations
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
 from matview_operator.engine.budget import Budget
@@ -48,6 +49,7 @@ class Runs:
             registry=self.registry,
             executor=self.executor,
             secrets=self.secrets,
+            destinations=Destinations(),
             budget=self.budget,
             clock=self.clock,
             random=Random(5),  # noqa: S311 - jitter

@@ -11,12 +11,14 @@ from matview_operator.settings import Settings
 def test_everything_has_a_default() -> None:
     settings = Settings()
     assert (settings.namespaces, settings.port, settings.max_concurrent_refreshes) == ((), 8080, 32)
+    assert settings.allowed_hosts == ()
     assert (settings.log_level, settings.log_format) == ("INFO", "json")
 
 
 def test_each_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "NAMESPACES": "a, b,",
+        "ALLOWED_HOSTS": "*.Example, 10.0.0.0/8,::1",
         "PORT": "9090",
         "MAX_CONCURRENT_REFRESHES": "4",
         "IDLE_CONNECTION_SECONDS": "0",
@@ -31,6 +33,7 @@ def test_each_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(f"MATVIEW_{name}", value)
     assert Settings().model_dump() == {
         "namespaces": ("a", "b"),
+        "allowed_hosts": ("*.Example", "10.0.0.0/8", "::1"),
         "host": "127.0.0.1",
         "port": 9090,
         "max_concurrent_refreshes": 4,
@@ -58,6 +61,10 @@ def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         ("IDLE_CONNECTION_SECONDS", "61"),
         ("SHUTDOWN_GRACE_SECONDS", "-1"),
         ("LOG_LEVEL", "LOUD"),
+        ("ALLOWED_HOSTS", "https://db.example"),
+        ("ALLOWED_HOSTS", "*"),
+        ("ALLOWED_HOSTS", "db.*.example"),
+        ("ALLOWED_HOSTS", "10.0.0.0/33"),
         ("LOG_FORMAT", "xml"),
     ],
 )

@@ -18,6 +18,7 @@ from tests.unit.ports import (
     VirtualClock,
 )
 
+from matview_operator.domain.destination import Destinations
 from matview_operator.engine.intake import Intake
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy
@@ -57,6 +58,7 @@ class World:
             executor=self.executor,
             inspector=self.inspector,
             secrets=self.secrets,
+            destinations=Destinations(),
             writer=self.api,
             events=self.events,
             metrics=self.metrics,

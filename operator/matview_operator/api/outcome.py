@@ -47,6 +47,7 @@ class RefreshReason(ClosedSet):
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a secret
     SECRET_FORBIDDEN = "SecretForbidden"  # noqa: S105 - a reason, not a secret
     SECRET_INVALID = "SecretInvalid"  # noqa: S105 - a reason, not a secret
+    HOST_NOT_ALLOWED = "HostNotAllowed"
     SHARED_VIEW = "SharedView"
 
     # What the server or its catalogue says.

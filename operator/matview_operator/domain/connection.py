@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pydantic import SecretStr
 
 from matview_operator.api.database import SslMode
+from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import InvalidTarget
 
 DEFAULT_PORT = 5432
@@ -78,6 +79,8 @@ class ConnectionTarget:
     """The certificates that verify-ca and verify-full trust; None means the system's, for verify-full only."""
     client_certificate: ClientCertificate | None = None
     """Shown to a server that asks for one, whatever the ssl_mode but disable."""
+    destinations: Destinations | None = None
+    """Where the host may lead to; None means anywhere, for who runs a command names a host of his own."""
     owner: str = ""
     """The MatviewDatabase that it was read for; two of them never share a connection, whatever else is equal."""
 

@@ -10,6 +10,7 @@ from matview_operator.api.database import MatviewDatabaseStatus, ServerStatus
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Consistency
 from matview_operator.domain.conditions import LEDGER_NOT_USED, READY, Statement, merge, not_ready
+from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.server import ServerFacts, ledger_advice
@@ -37,6 +38,7 @@ class Preflights:
         registry: Registry,
         inspector: Inspector,
         secrets: Secrets,
+        destinations: Destinations,
         reporter: Reporter,
         clock: Clock,
         judged: Callable[[Policy], None],
@@ -45,6 +47,7 @@ class Preflights:
         self._registry = registry
         self._inspector = inspector
         self._secrets = secrets
+        self._destinations = destinations
         self._reporter = reporter
         self._clock = clock
         self._judged = judged
@@ -101,7 +104,7 @@ class Preflights:
         database = self._registry.databases.get(key)
         try:
             spec = usable(database, key)
-            target = await resolve(spec, key, self._secrets)
+            target = await resolve(spec, key, self._secrets, self._destinations)
             inspection = await self._inspector.inspect(
                 target=target,
                 checks=(check for each in checks.values() for check in each.values()),

@@ -13,6 +13,7 @@ from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
+from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import MatviewError, Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import lock_held_pause
@@ -44,6 +45,7 @@ class SlotRunner:
         registry: Registry,
         executor: Executor,
         secrets: Secrets,
+        destinations: Destinations,
         budget: Budget,
         clock: Clock,
         random: Random,
@@ -51,6 +53,7 @@ class SlotRunner:
         self._registry = registry
         self._executor = executor
         self._secrets = secrets
+        self._destinations = destinations
         self._budget = budget
         self._clock = clock
         self._random = random
@@ -112,7 +115,7 @@ class SlotRunner:
                         raise _PolicyChanged
                     # Asked anew: while it waited, the database may have been suspended or a rival may have come.
                     database = self._allowed(policy, spec, key)
-                    target = await resolve(database, key, self._secrets)
+                    target = await resolve(database, key, self._secrets, self._destinations)
                     runs = [self._run_of(policy, spec, view, slot) for view in views]
                     if spec.consistency is Consistency.GROUP:
                         results = await self._executor.refresh_group(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from random import Random
 
+from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.ports import (
@@ -42,6 +43,7 @@ class Supervisor:
         executor: Executor,
         inspector: Inspector,
         secrets: Secrets,
+        destinations: Destinations,
         writer: StatusWriter,
         events: Events,
         metrics: Metrics,
@@ -57,6 +59,7 @@ class Supervisor:
             registry=registry,
             inspector=inspector,
             secrets=secrets,
+            destinations=destinations,
             reporter=self.reporter,
             clock=clock,
             judged=self._judged,
@@ -64,7 +67,13 @@ class Supervisor:
         self.agenda = Agenda(
             registry=registry,
             runner=SlotRunner(
-                registry=registry, executor=executor, secrets=secrets, budget=self.budget, clock=clock, random=random
+                registry=registry,
+                executor=executor,
+                secrets=secrets,
+                destinations=destinations,
+                budget=self.budget,
+                clock=clock,
+                random=random,
             ),
             reporter=self.reporter,
             preflights=self.preflights,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.connection import ConnectionTarget
+from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import InvalidTarget, Problem
 from matview_operator.domain.secret import ca_from_secret, target_from_secret
 from matview_operator.engine.ports import Key, Secrets
@@ -36,7 +37,9 @@ def usable(database: Database | None, key: Key) -> MatviewDatabaseSpec:
     return database.spec
 
 
-async def resolve(spec: MatviewDatabaseSpec, key: Key, secrets: Secrets) -> ConnectionTarget:
+async def resolve(
+    spec: MatviewDatabaseSpec, key: Key, secrets: Secrets, destinations: Destinations
+) -> ConnectionTarget:
     """Read the Secrets of the database's own namespace; raises Problem. Nothing of them is kept."""
     name, ref = spec.secret_ref.name, spec.ca_ref
     data = await secrets.read(namespace=key.namespace, name=name, field="spec.secretRef.name")
@@ -47,7 +50,8 @@ async def resolve(spec: MatviewDatabaseSpec, key: Key, secrets: Secrets) -> Conn
         with _problems_of(ref.name):
             ca = ca_from_secret(found, ref)
     with _problems_of(name):
-        return replace(target_from_secret(data, secret=name, spec=spec, ca=ca), owner=str(key))
+        target = target_from_secret(data, secret=name, spec=spec, ca=ca)
+    return replace(target, destinations=destinations, owner=str(key))
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 import aiohttp
 import kopf
@@ -42,6 +45,16 @@ async def load_configuration() -> client.Configuration:
         ) from None
     configuration.connection_pool_maxsize = CONNECTIONS
     return configuration
+
+
+async def api_addresses(configuration: client.Configuration) -> list[str]:
+    """Return the addresses of the API server as they are now; none if its name is unknown, and so out of reach."""
+    host = urlsplit(configuration.host).hostname or ""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return sorted({str(entry[4][0]) for entry in found})
 
 
 async def kopf_login(configuration: client.Configuration) -> kopf.AiohttpSession:

@@ -36,7 +36,7 @@ async def connect(target: ConnectionTarget, *, timeout: float = CONNECT_SECONDS)
     """
     deadline = asyncio.get_running_loop().time() + timeout
     try:
-        addresses = await _addresses(target.host, seconds=timeout * _LOOKUP_SHARE)
+        addresses = _permitted(await _addresses(target.host, seconds=timeout * _LOOKUP_SHARE), target)
         for others, address in zip(reversed(range(len(addresses))), addresses, strict=True):
             # One that is silent leaves the others their share.
             seconds = (deadline - asyncio.get_running_loop().time()) / (others + 1)
@@ -69,6 +69,24 @@ async def _addresses(host: str, *, seconds: float) -> list[str]:
             RefreshReason.CONNECTION_FAILED,
             "The name service did not say in time where the host is. Check the host's name and the cluster's DNS.",
         ) from None
+
+
+def _permitted(addresses: list[str], target: ConnectionTarget) -> list[str]:
+    """Leave out the addresses that the operator must not connect to. Raises Problem if none is left.
+
+    What is checked here is what is connected to: nobody asks for the name again.
+    """
+    if target.destinations is None:
+        return addresses
+    verdicts = {address: target.destinations.refusal(target.host, address) for address in addresses}
+    permitted = [address for address, refusal in verdicts.items() if refusal is None]
+    if addresses and not permitted:
+        raise Problem(
+            RefreshReason.HOST_NOT_ALLOWED,
+            f"The host leads to {verdicts[addresses[0]]}; the operator does not connect there. If the database is "
+            "there on purpose, have the operator's administrator add it to MATVIEW_ALLOWED_HOSTS.",
+        )
+    return permitted
 
 
 async def _connect_to(address: str, target: ConnectionTarget, *, seconds: float) -> asyncpg.Connection[Row]:
