@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal as signals
 from typing import TYPE_CHECKING, Self
 
 from sandbox.account import ServerHome
@@ -32,12 +33,12 @@ _TLS = {
 class PgBouncer:
     """One PgBouncer on 127.0.0.1. Owned by whoever started it, who stops it before its server, or uses `with`."""
 
-    def __init__(self, *, process: ServerProcess, home: ServerHome, port: int) -> None:
+    def __init__(self, *, home: ServerHome, port: int, log: Path) -> None:
         """Hold the parts; `start` is the way to a running one."""
-        self._process = process
+        self._process: ServerProcess | None = None
         self._home = home
         self.port = port
-        self.log = process.log
+        self.log = log
 
     @staticmethod
     def find() -> str:
@@ -64,7 +65,6 @@ class PgBouncer:
         With a `certificate`, clients may use TLS. `directory` is for the log.
         Raises MissingPart if it is not installed.
         """
-        program = cls.find()
         port = free_port()
         home = ServerHome.create(name="pgbouncer", directory=directory)
         options: dict[str, str | int] = {
@@ -91,22 +91,12 @@ class PgBouncer:
                 for name, source in zip(_TLS_FILES, (certificate.cert, certificate.key, certificate.ca), strict=True):
                     shutil.copyfile(source, home.path / name)
             home.give(home.path)
-            process = ServerProcess.start(
-                [program, home.path / "pgbouncer.ini"],
-                name="PgBouncer",
-                log=directory / "pgbouncer.log",
-                env={"PATH": os.defpath},
-                user=home.account,
-                cwd=home.path,
-            )
         except BaseException:
             home.remove()
             raise
-        bouncer = cls(process=process, home=home, port=port)
+        bouncer = cls(home=home, port=port, log=directory / "pgbouncer.log")
         try:
-            # Its own words, because another process may answer on the port.
-            listening = f"listening on 127.0.0.1:{port}"
-            process.wait_ready(lambda: listening in process.log_tail(), timeout=_START_SECONDS)
+            bouncer.go_on()
         except BaseException:
             bouncer.stop()
             raise
@@ -124,12 +114,59 @@ class PgBouncer:
         """Return a URL through PgBouncer with its parts quoted."""
         return loopback_url(port=self.port, user=user, password=password, database=database)
 
+    def halt(self) -> None:
+        """Stop it at once, open transactions too; it keeps its files and its port for `go_on`."""
+        if self._process is not None:
+            self._process.stop(timeout=5)
+
+    def go_on(self) -> None:
+        """Start it, for the first time or after `halt`."""
+        said = self._said()
+        self._process = ServerProcess.start(
+            [self.find(), self._home.path / "pgbouncer.ini"],
+            name="PgBouncer",
+            log=self.log,
+            env={"PATH": os.defpath},
+            user=self._home.account,
+            cwd=self._home.path,
+        )
+        # Its own words, because another process may answer on the port.
+        self._await(f"listening on 127.0.0.1:{self.port}", after=said)
+
+    def lead_to(self, port: int) -> None:
+        """Reload its configuration with another server's port; transactions end on the old one."""
+        path = self._home.path / "pgbouncer.ini"
+        _, rest = path.read_text().split("[pgbouncer]")
+        path.write_text(f"[databases]\n* = host=127.0.0.1 port={port}\n[pgbouncer]{rest}")
+        self._order(signals.SIGHUP, "got SIGHUP")
+
+    def pause(self) -> None:
+        """Let transactions end and begin no other until `resume`: clients wait."""
+        self._order(signals.SIGUSR1, "got SIGUSR1")
+
+    def resume(self) -> None:
+        """Serve those who wait."""
+        self._order(signals.SIGUSR2, "got SIGUSR2")
+
     def stop(self) -> None:
         """Stop it at once, open transactions too, and remove its files; the log stays."""
         try:
-            self._process.stop(timeout=5)
+            self.halt()
         finally:
             self._home.remove()
+
+    def _order(self, signal: signals.Signals, answer: str) -> None:
+        assert self._process is not None  # started
+        said = self._said()
+        self._process.send(signal)
+        self._await(answer, after=said)
+
+    def _await(self, words: str, *, after: int) -> None:
+        assert self._process is not None  # started
+        self._process.wait_ready(lambda: words in self.log.read_text()[after:], timeout=_START_SECONDS)
+
+    def _said(self) -> int:
+        return len(self.log.read_text()) if self.log.exists() else 0
 
 
 def _quoted(text: str) -> str:

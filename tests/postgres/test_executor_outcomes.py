@@ -22,9 +22,6 @@ from matview_operator.domain.connection import parse_url
 from matview_operator.domain.view import ViewName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sandbox.pgbouncer import PgBouncer
     from tests.database import Database
 
     from matview_operator import RefreshResult
@@ -250,14 +247,6 @@ async def test_a_server_that_does_not_let_us_in(database: Database) -> None:
     failure(await attempt(), Reason.SERVER_BUSY)
     await database.execute_as(SUPERUSER, f"revoke connect on database {database.name} from public")
     failure(await attempt(), Reason.PERMISSION_DENIED)
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_a_pooler_that_does_not_let_us_in(database: Database, pgbouncer: Callable[..., PgBouncer]) -> None:
-    view = await database.make_view()
-    target = parse_url(database.url(via=pgbouncer(database)))
-    wrong = replace(target, password=SecretStr("wrong"))
-    failure(await Refresher().refresh(target=wrong, run=a_run(view)), Reason.CONNECT_REJECTED)
 
 
 async def test_neither_environment_nor_files_of_the_home_are_read(
