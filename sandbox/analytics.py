@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import asyncpg
 
 from sandbox.migration import run_migration
 from sandbox.operator_process import PROGRAM
+from sandbox.password import new_password
 from sandbox.reference import (
     APP_ROLE,
     OPERATOR_ROLE,
@@ -64,7 +64,7 @@ async def create_analytics(server: PostgresServer, *, steps: Steps) -> Analytics
 
     Raises SandboxError with what alembic or `matview-operator migrate` said.
     """
-    passwords = {role: secrets.token_urlsafe(18) for role in (OWNER_ROLE, APP_ROLE, OPERATOR_ROLE)}
+    passwords = {role: new_password() for role in (OWNER_ROLE, APP_ROLE, OPERATOR_ROLE)}
     admin = await asyncpg.connect(server.admin_url())
     try:
         await admin.execute(f"create database {DATABASE}")

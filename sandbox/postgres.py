@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import signal as signals
 from typing import TYPE_CHECKING, Literal, Self
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from sandbox.account import ServerHome
 from sandbox.certificate import make_certificate
 from sandbox.errors import SandboxError
+from sandbox.password import new_password
 from sandbox.pgbinaries import PostgresBinaries
 from sandbox.pgtemplate import SUPERUSER, copy_template, environment, run_as
 from sandbox.processes import ServerProcess, free_port
@@ -59,7 +59,7 @@ class PostgresServer:
         self._home = home
         self._runnable = binaries
         self._process: ServerProcess | None = None
-        self._password = secrets.token_urlsafe(24)
+        self._password = new_password()
         self.version = binaries.version
         self.log = log
         self.data = home.path / "data"

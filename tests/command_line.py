@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.canaries import looked_at
+
 COMMAND = Path(sys.executable).with_name("matview-operator")
 
 
@@ -47,6 +49,7 @@ async def start(*arguments: str, url: str | None = None, **environment: str) -> 
 async def end(process: asyncio.subprocess.Process) -> Ended:
     out, err = await process.communicate()
     assert process.returncode is not None
+    looked_at(out + err, place=f"output of {process.pid}")
     return Ended(code=process.returncode, out=out.decode(), err=err.decode())
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-pytest_plugins = ["tests.completeness"]
+pytest_plugins = ["tests.canaries", "tests.completeness"]
 
 _SHOWN_LINES = 150
 

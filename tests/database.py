@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import asyncpg
+from sandbox.password import new_password
 from sandbox.pgtemplate import SUPERUSER
 from sandbox.scram import scram_verifier
 
@@ -93,7 +93,7 @@ class Database:
         for role in roles:
             if not await self.value_as(SUPERUSER, "select true from pg_roles where rolname = $1", role):
                 await self.execute_as(SUPERUSER, f"create role {quoted(role)} nosuperuser nobypassrls")
-            password = self._passwords.setdefault(role, secrets.token_urlsafe(12))
+            password = self._passwords.setdefault(role, new_password())
             verifier = scram_verifier(password)
             await self.execute_as(SUPERUSER, f"alter role {quoted(role)} login password '{verifier}'")
 

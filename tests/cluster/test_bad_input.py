@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sandbox.controlplane import KubectlFailed
 from sandbox.operator_process import OperatorProcess
+from sandbox.password import MARK
 from sandbox.pgtemplate import SUPERUSER
 from sandbox.processes import free_port
 from tests.cluster.tenant import Json, Tenant, condition, database, is_ready, not_ready_because, policy
@@ -69,7 +70,7 @@ CASES = {
     ),
     "key-missing": Case(reason="SecretInvalid", says="'password'", objects=_other({"password": ""})),
     "wrong-password": Case(
-        reason="AuthenticationFailed", says="28P01", objects=_other({"password": "canary-wrong-password"})
+        reason="AuthenticationFailed", says="28P01", objects=_other({"password": f"{MARK}-wrong-password"})
     ),
     "unknown-database": Case(
         reason="AuthenticationFailed", says="3D000", objects=_other({}, {"database": "no_such_db"})
@@ -149,7 +150,7 @@ async def test_bad_input_is_told_with_what_to_do(operator: OperatorProcess, tena
     assert {event["type"] for event in told} == {"Warning"}
     assert await tenant.database.value_as(APP_OWNER, "select count(*) from mv_base") == 3
     outputs = operator.log_text() + tenant.kubectl("get", "mvrp,mvdb,events", "-o", "yaml")
-    assert "canary-wrong-password" not in outputs
+    assert f"{MARK}-wrong-password" not in outputs
     assert all(password not in outputs for password in tenant.database.passwords.values())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import yaml
+from sandbox.password import new_password
 from sandbox.postgres import PostgresServer
 from sandbox.scram import scram_verifier
 
@@ -145,8 +145,8 @@ async def site(
             "KUBECONFIG": str(installed.kubeconfig),
             "GIT_DIR": str(ROOT / ".git"),
         },
-        operator_password=secrets.token_urlsafe(12),
-        owner_password=secrets.token_urlsafe(12),
+        operator_password=new_password(),
+        owner_password=new_password(),
     )
     await _prepare(made)
     yield made

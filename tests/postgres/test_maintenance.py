@@ -62,7 +62,8 @@ async def test_analyze_that_fails_does_not_fail_the_refresh(
     )
     result = await refresh(database, view, concurrently=NEVER)
     assert (result.outcome, result.error_type) == (RefreshOutcome.SUCCESS, None)
-    assert "ANALYZE failed: moody" in caplog.text
+    assert "ANALYZE failed: " in caplog.text
+    assert "moody" not in caplog.text
     assert await database.value_as(SUPERUSER, "select count(*) from matview_ops.refresh_run where settles") == 1
 
 

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 from sandbox.certificate import make_certificate
+from sandbox.password import MARK
 from sandbox.processes import free_port
 from tests.refreshes import a_run
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from matview_operator import RefreshResult
 
-CANARY = "c4n4ry-Pa55"
+CANARY = f"{MARK}-Pa55"
 CLEAR_TEXT = b"R\0\0\0\x08\0\0\0\x03"
 MD5 = b"R\0\0\0\x0c\0\0\0\x05salt"
 SCRAM = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0"
