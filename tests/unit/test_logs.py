@@ -21,12 +21,14 @@ log = logging.getLogger("matview_operator.test")
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
     """Keep pytest's handlers out of `force`, which closes what it replaces, and put them back."""
-    root, kopf = logging.getLogger(), logging.getLogger("kopf.objects")
-    before = root.handlers[:], root.level, kopf.level
+    root, ours, kopf = map(logging.getLogger, ("", "matview_operator", "kopf.objects"))
+    before = root.handlers[:], root.level, ours.level, kopf.level
     root.handlers[:] = []
+    ours.setLevel(logging.NOTSET)
     yield
     root.handlers[:], root.level = before[0], before[1]
-    kopf.setLevel(before[2])
+    ours.setLevel(before[2])
+    kopf.setLevel(before[3])
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
