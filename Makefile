@@ -50,6 +50,10 @@ test-cluster: venv ## run tests on Kubernetes (yours: TEST_CLUSTER=current)
 test-acceptance: venv ## run the tests of demo, command line and packages
 	@$(MAKE) -s run-tests FOLDER=acceptance
 
+.PHONY: torture
+torture: venv ## try for long to break exactly once (SLOTS=20000)
+	@EXACTLY_ONCE_SLOTS=$(or $(SLOTS),20000) $(BIN)/python -m pytest -q -s tests/postgres/test_exactly_once.py $(PYTEST)
+
 .PHONY: run-tests
 run-tests:
 	@case $(FOLDER) in \

@@ -9,6 +9,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
+from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.domain.connection import parse_url
 from matview_operator.domain.result import RefreshResult
@@ -65,8 +66,9 @@ def _serve(pipe: Connection) -> None:
 
 
 async def _work(pipe: Connection) -> None:
-    refresher = Refresher()
-    with suppress(EOFError):
-        while True:
-            url, run = await asyncio.to_thread(pipe.recv)
-            pipe.send(await refresher.refresh(target=parse_url(url), run=run))
+    async with Pool() as pool:
+        refresher = Refresher(pool)
+        with suppress(EOFError):
+            while True:
+                url, run = await asyncio.to_thread(pipe.recv)
+                pipe.send(await refresher.refresh(target=parse_url(url), run=run))

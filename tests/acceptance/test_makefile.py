@@ -13,7 +13,20 @@ import pytest
 from sandbox.parts import missing_parts
 
 CHECKOUT = Path(__file__).parents[2]
-TARGETS = ("venv", "demo", "sandbox", "test", "check", "crds", "lock", "bench", "fuzz", "clean", "clean-cache")
+TARGETS = (
+    "venv",
+    "demo",
+    "sandbox",
+    "test",
+    "torture",
+    "check",
+    "crds",
+    "lock",
+    "bench",
+    "fuzz",
+    "clean",
+    "clean-cache",
+)
 
 
 def make(

@@ -84,20 +84,34 @@ class Subject:
             assert now == rows, f"refreshed once more: {where}"
 
 
-async def points(subject: Subject) -> list[tuple[int, str, Loss]]:
-    """Every instant at which a run may be hit: before each of its statements arrives, and before its answer does."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """An instant at which a run may be hit: before a statement arrives, or before its answer does."""
+
+    number: int
+    text: str
+    loses: Loss
+    committed: bool
+
+    def __str__(self) -> str:
+        return f"{self.loses} of statement {self.number}: {' '.join(self.text.split())[:60]}"
+
+
+async def points(subject: Subject) -> list[Point]:
+    """Every one of a worker's run, that keeps its connection afterwards."""
     async with Proxy(subject.database.server.port) as proxy:
-        result = await refresh(subject.database, subject.view, via=proxy, slot_id=await subject.write())
+        run = a_run(subject.view, slot_id=await subject.write())
+        with Worker() as worker:
+            result = await worker.refresh(subject.database.url(via=proxy), run)
     assert ended(result) == (RefreshOutcome.SUCCESS, None)
     first = next(n for n, text in enumerate(proxy.statements) if text.startswith(FIRST))
-    last = next(n for n, text in enumerate(proxy.statements) if text == LAST)
+    last = proxy.statements.index(LAST)
     assert last - first >= 5, "locks, lookup, REFRESH and claim lie between BEGIN and COMMIT"
-    return [(n, text, loses) for n, text in enumerate(proxy.statements) for loses in ("request", "answer")]
-
-
-def described(point: tuple[int, str, Loss]) -> str:
-    number, text, loses = point
-    return f"{loses} of statement {number}: {' '.join(text.split())[:60]}"
+    return [
+        Point(number=n, text=text, loses=loses, committed=n > last or (n == last and loses == "answer"))
+        for n, text in enumerate(proxy.statements)
+        for loses in ("request", "answer")
+    ]
 
 
 async def locks(database: Database) -> object:
@@ -124,12 +138,10 @@ async def test_fault_11_a_death_between_any_two_statements_neither_repeats_nor_l
     database: Database, victim: Victim
 ) -> None:
     subject = await Subject.make(database)
-    every = await points(subject)
-    for point in every:
-        number, text, loses = point
-        where = f"{victim} died, {described(point)}"
+    for point in await points(subject):
+        where = f"{victim} died, {point}"
         slot = await subject.write()
-        fault = Fault(statement="", skips=number, loses=loses, held=True)
+        fault = Fault(statement="", skips=point.number, loses=point.loses, held=True)
         async with Proxy(database.server.port, fault) as proxy:
             url = database.url(via=proxy)
             with Worker() as worker:
@@ -142,18 +154,17 @@ async def test_fault_11_a_death_between_any_two_statements_neither_repeats_nor_l
                 died = time.monotonic()
                 await settled(lambda: locks(database), 0, seconds=LOCK_SECONDS + SLACK_SECONDS)
                 assert time.monotonic() - died < LOCK_SECONDS + SLACK_SECONDS, where
-                committed = text == LAST and loses == "answer"
                 if victim == "worker":
                     with pytest.raises(WorkerDied):
                         await running
                 else:
                     result = await running
-                    if committed:
-                        assert ended(result) == RECOVERED, where
+                    if point.committed:
+                        assert result.outcome is RefreshOutcome.SUCCESS, where
+                        assert point.text != LAST or result.error_type is RefreshReason.RECOVERED, where
                     else:
                         assert result.error_type in LOST, (where, result.error_message)
-        await subject.check(slot, committed=committed, where=where)
-    assert any(text == LAST for _, text, _ in every)
+        await subject.check(slot, committed=point.committed, where=where)
 
 
 async def test_fault_1_a_backend_killed_between_any_two_statements_neither_repeats_nor_loses_a_slot(
@@ -164,25 +175,28 @@ async def test_fault_1_a_backend_killed_between_any_two_statements_neither_repea
     async with databases.lend("ledger") as database:
         subject = await Subject.make(database)
         for deaths, point in enumerate(await points(subject), start=1):
-            number, text, loses = point
-            where = f"backend killed, {described(point)}"
+            where = f"backend killed, {point}"
             slot = await subject.write()
-            fault = Fault(statement="", skips=number, loses=loses, held=True)
+            fault = Fault(statement="", skips=point.number, loses=point.loses, held=True)
             async with Proxy(database.server.port, fault) as proxy:
-                running = asyncio.create_task(refresh(database, subject.view, via=proxy, slot_id=slot))
-                await fault.happened.wait()
-                os.kill(await backend(database), signal.SIGKILL)
-                result = await running
-            committed = text == LAST and loses == "answer"
+                with Worker() as worker:
+                    running = asyncio.create_task(
+                        worker.refresh(database.url(via=proxy), a_run(subject.view, slot_id=slot))
+                    )
+                    await fault.happened.wait()
+                    os.kill(await backend(database), signal.SIGKILL)
+                    result = await running
             if result.outcome is RefreshOutcome.UNKNOWN:
-                assert text == LAST, "a server that recovers for long cannot be asked, but only COMMIT leaves a doubt"
-            elif committed:
-                assert ended(result) == RECOVERED, where
+                assert point.text == LAST, (
+                    "a server that recovers for long cannot be asked, but only COMMIT is in doubt"
+                )
+            elif point.committed:
+                assert result.outcome is RefreshOutcome.SUCCESS, where
             else:
                 assert result.error_type in LOST, (where, result.error_message)
             await restarted(database, deaths + 1)
             assert await locks(database) == 0, where
-            await subject.check(slot, committed=committed, where=where)
+            await subject.check(slot, committed=point.committed, where=where)
 
 
 async def restarted(database: Database, times: int) -> None:

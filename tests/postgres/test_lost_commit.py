@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR
-from tests.proxy import Fault, Loss, Proxy
+from tests.proxy import Fault, Proxy
 from tests.refreshes import counted_view, ended, executions, ledger_rows, refresh, settled
 
 from matview_operator import RefreshOutcome
@@ -143,49 +142,3 @@ async def test_a_commit_that_goes_on_without_us_is_waited_for(standbyless: Datab
             await database.execute_as(SUPERUSER, f"select pg_cancel_backend({pid})")
             assert ended(await task) == RECOVERED
         assert await database.value_as(APP_OWNER, "select run from counted") == 1
-
-
-# All of it at once.
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_h_g_each_slot_exactly_once_under_two_workers_and_deaths(database: Database) -> None:
-    slots = 25
-    view = await counted_view(database)
-    chance = random.Random(1)  # noqa: S311 - which connections die
-    finished = asyncio.Event()
-
-    async def worker(number: int) -> None:
-        for minute in range(slots):
-            slot = slot_id(datetime(2026, 1, 1, 0, minute, tzinfo=UTC))
-            while True:
-                faults = []
-                if chance.random() < 0.4:
-                    statement = chance.choice(["refresh", "with named", "commit"])
-                    loses: Loss = chance.choice(["request", "answer"])
-                    faults = [Fault(statement=statement, loses=loses)]
-                async with Proxy(database.server.port, *faults) as proxy:
-                    result = await refresh(database, view, via=proxy, slot_id=slot, correlation_id=f"worker {number}")
-                if result.outcome is RefreshOutcome.SUCCESS:
-                    break
-                await asyncio.sleep(0.005)
-
-    async def reaper() -> None:
-        while not finished.is_set():
-            await database.execute_as(
-                SUPERUSER,
-                "select pg_terminate_backend(pid) from pg_stat_activity "
-                f"where usename = '{MV_OPERATOR}' and datname = current_database() and random() < 0.2",
-            )
-            await asyncio.sleep(0.02)
-
-    reaping = asyncio.create_task(reaper())
-    await asyncio.gather(worker(1), worker(2))
-    finished.set()
-    await reaping
-    rows = await database.fetch_as(
-        SUPERUSER,
-        "select slot_id, count(*) filter (where settles) as done from matview_ops.refresh_run group by slot_id",
-    )
-    assert len(rows) == slots
-    assert {row["done"] for row in rows} == {1}
