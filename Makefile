@@ -51,7 +51,7 @@ test-acceptance: venv ## run the tests of demo, command line and packages
 	@$(MAKE) -s run-tests FOLDER=acceptance
 
 .PHONY: torture
-torture: venv ## try for long to break exactly once (SLOTS=20000)
+torture: venv ## try long to break exactly once (SLOTS=20000)
 	@EXACTLY_ONCE_SLOTS=$(or $(SLOTS),20000) $(BIN)/python -m pytest -q -s tests/postgres/test_exactly_once.py $(PYTEST)
 
 .PHONY: run-tests

@@ -12,6 +12,7 @@ import click
 
 from matview_operator import examples
 from matview_operator.commands import Commands, run_safely, setting, url_of, verbose_errors, with_database, with_guard
+from matview_operator.ledger_commands import migrate, prune
 
 ISOLATIONS = ("Shared", "Tenant")
 CONCURRENTLY = ("IfPossible", "Always", "Never")
@@ -65,6 +66,11 @@ def main() -> None:
     "--idle-connection-seconds",
     type=float,
     help="Seconds a connection waits for the next refresh. [env: MATVIEW_IDLE_CONNECTION_SECONDS; default: 5]",
+)
+@setting(
+    "--ledger-keep-days",
+    type=int,
+    help="After how many days the ledger forgets a run. [env: MATVIEW_LEDGER_KEEP_DAYS; default: 30]",
 )
 @setting(
     "--shutdown-grace-seconds",
@@ -210,37 +216,8 @@ def refresh(
         click.get_current_context().exit(1)
 
 
-@cli.command(epilog=examples.MIGRATE)
-@with_database
-@click.option("--grant-to", metavar="ROLE", multiple=True, help="Role that may use the ledger; may be repeated.")
-@click.option("--down", is_flag=True, help="Remove the schema and every run recorded in it.")
-@click.option("--check", is_flag=True, help="Change nothing; exit 0 if this role can use the ledger, else 1.")
-def migrate(
-    *, database_url: str | None, database_url_file: Path | None, grant_to: tuple[str, ...], down: bool, check: bool
-) -> None:
-    """Install the ledger in a database, or bring it up to date.
-
-    The ledger is the table refresh_run in a schema of its own, matview_ops, and makes the work of every slot and every
-    correlation id happen exactly once. It needs a role that may create a schema in the database; the role that
-    refreshes is granted its use only. Repeating the command does no harm.
-    """
-    from matview_operator.adapters.postgres import migrations
-
-    if down + check + bool(grant_to) > 1:
-        raise click.UsageError("--grant-to, --down and --check exclude each other.")
-    url = url_of(database_url, database_url_file)
-    if check:
-        found = asyncio.run(migrations.check(url))
-        click.echo(found.value)
-        click.get_current_context().exit(0 if found.value == "Installed" else 1)
-    if down:
-        asyncio.run(migrations.downgrade(url))
-        click.echo("The schema matview_ops is gone, and with it every recorded run.")
-        return
-    asyncio.run(migrations.upgrade(url, grant_to=grant_to))
-    click.echo("The ledger is installed and up to date.")
-    for role in grant_to:
-        click.echo(f"{role} may use it.")
+cli.add_command(migrate)
+cli.add_command(prune)
 
 
 @cli.command(epilog=examples.LOCK_KEYS)

@@ -25,6 +25,11 @@ Examples:
   matview-operator migrate --check
   matview-operator migrate --down
 """
+PRUNE = """
+\b
+Example:
+  matview-operator prune --keep-days 90
+"""
 LOCK_KEYS = """
 \b
 Example:

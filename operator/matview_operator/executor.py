@@ -45,9 +45,9 @@ class Options(TypedDict, total=False):
     timeout_seconds: float
     """Of each view; 3600 by default."""
     idempotent: bool
-    """Whether a correlation id does its work once only, for ever: a later call with the same one, the same isolation
-    and tenant reports what was done then (`error_type` is Recovered). Needs the ledger (`matview-operator migrate`);
-    without it, or without a correlation id, every call refreshes."""
+    """Whether a correlation id does its work once only: a later call with the same one, the same isolation
+    and tenant reports what was done then (`error_type` is Recovered), for as long as the ledger keeps it. Needs
+    the ledger (`matview-operator migrate`); without it, or without a correlation id, every call refreshes."""
     verbose_errors: bool
     """Whether a result repeats what the server says of an error inside a view's query. It may hold rows, and goes to
     logs too; without it, only the kind of error is told."""

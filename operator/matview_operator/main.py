@@ -24,6 +24,7 @@ from matview_operator.adapters.metrics import PolicyReading, PrometheusMetrics, 
 from matview_operator.adapters.postgres.inspector import Inspector
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.adapters.postgres.retention import LedgerPruner
 from matview_operator.adapters.server import MetricsServer
 from matview_operator.domain.conditions import READY, statement_of
 from matview_operator.domain.destination import Destinations
@@ -88,6 +89,7 @@ class _Operator:
         self._supervisor = Supervisor(
             executor=Refresher(self._pool, verbose_errors=self._settings.verbose_errors),
             inspector=Inspector(),
+            pruner=LedgerPruner(),
             secrets=SecretReader(api),
             destinations=Destinations.read(self._settings.allowed_hosts, api_server=api_server),
             writer=KubeStatusWriter(api),
@@ -95,6 +97,7 @@ class _Operator:
             metrics=self._metrics,
             clock=self._clock,
             max_concurrent_refreshes=self._settings.max_concurrent_refreshes,
+            ledger_keep_days=self._settings.ledger_keep_days,
             random=Random(),  # noqa: S311 - jitter
         )
         self._intake = Intake(supervisor=self._supervisor, clock=self._clock)

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     idle_connection_seconds: float = Field(default=5, ge=0, le=60)
     """How long a connection waits for the next refresh of its database, two of a database at most and as many in all as
     refreshes; 0 gives each refresh a connection of its own."""
+    ledger_keep_days: int = Field(default=30, ge=8, le=36_500)
+    """After how many days the ledger forgets a run. Longer than the longest startingDeadlineSeconds, a week: a slot
+    that may still be tried is not to be forgotten."""
     shutdown_grace_seconds: float = Field(default=20, ge=0, le=3600)
     """How long SIGTERM lets runs end before it stops them; less than terminationGracePeriodSeconds."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -187,6 +187,24 @@ class MemoryInspector:
 
 
 @dataclass(slots=True)
+class MemoryPruner:
+    """Takes a second for each database."""
+
+    down: dict[str, Problem | Exception] = field(default_factory=dict)
+    """By host."""
+    calls: list[tuple[str, int, float]] = field(default_factory=list)
+    """Host, days and when."""
+
+    async def prune(self, *, target: ConnectionTarget, keep_days: int, allow_superuser: bool) -> int | None:
+        assert not allow_superuser
+        self.calls.append((target.host, keep_days, asyncio.get_running_loop().time()))
+        await asyncio.sleep(1)
+        if target.host in self.down:
+            raise self.down[target.host]
+        return 1
+
+
+@dataclass(slots=True)
 class MemorySecrets:
     """Every Secret there is; another one is a Problem."""
 

@@ -14,6 +14,7 @@ from tests.unit.ports import (
     MemoryExecutor,
     MemoryInspector,
     MemoryMetrics,
+    MemoryPruner,
     MemorySecrets,
     VirtualClock,
 )
@@ -50,6 +51,7 @@ class World:
         self.clock: VirtualClock = VirtualClock() if former is None else former.clock
         self.executor: MemoryExecutor = MemoryExecutor(self.clock) if former is None else former.executor
         self.inspector: MemoryInspector = MemoryInspector() if former is None else former.inspector
+        self.pruner = MemoryPruner()
         self.secrets: MemorySecrets = MemorySecrets() if former is None else former.secrets
         self.api: MemoryApi = MemoryApi(self.clock) if former is None else former.api
         self.events = MemoryEvents(self.clock)
@@ -57,6 +59,7 @@ class World:
         self.supervisor = Supervisor(
             executor=self.executor,
             inspector=self.inspector,
+            pruner=self.pruner,
             secrets=self.secrets,
             destinations=Destinations(),
             writer=self.api,
@@ -64,6 +67,7 @@ class World:
             metrics=self.metrics,
             clock=self.clock,
             max_concurrent_refreshes=places,
+            ledger_keep_days=30,
             random=Random(7),  # noqa: S311 - jitter
         )
         self.intake = Intake(supervisor=self.supervisor, clock=self.clock)

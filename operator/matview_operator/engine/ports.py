@@ -89,6 +89,14 @@ class Inspector(Protocol):
         ...
 
 
+class Pruner(Protocol):
+    """Lets a ledger forget old runs."""
+
+    async def prune(self, *, target: ConnectionTarget, keep_days: int, allow_superuser: bool) -> int | None:
+        """Return how many rows went, None without a ledger; raises Problem."""
+        ...
+
+
 class Secrets(Protocol):
     """Reads one Secret at use; nothing is kept."""
 

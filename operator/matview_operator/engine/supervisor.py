@@ -19,12 +19,14 @@ from matview_operator.engine.ports import (
     Key,
     Metrics,
     ObjectRef,
+    Pruner,
     Secrets,
     StatusWriter,
 )
 from matview_operator.engine.preflight import Preflights
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.reporter import Reporter
+from matview_operator.engine.retention import Retention
 from matview_operator.engine.runner import SlotRunner
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Supervisor:
         *,
         executor: Executor,
         inspector: Inspector,
+        pruner: Pruner,
         secrets: Secrets,
         destinations: Destinations,
         writer: StatusWriter,
@@ -49,6 +52,7 @@ class Supervisor:
         metrics: Metrics,
         clock: Clock,
         max_concurrent_refreshes: int,
+        ledger_keep_days: int,
         random: Random,
     ) -> None:
         self.registry = registry = Registry()
@@ -81,6 +85,13 @@ class Supervisor:
             metrics=metrics,
             clock=clock,
         )
+        self.retention = Retention(
+            registry=registry,
+            pruner=pruner,
+            secrets=secrets,
+            destinations=destinations,
+            keep_days=ledger_keep_days,
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -90,7 +101,12 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the loops."""
-        loops = (("timers", self.agenda.timers), ("reporter", self.reporter), ("preflights", self.preflights))
+        loops = (
+            ("timers", self.agenda.timers),
+            ("reporter", self.reporter),
+            ("preflights", self.preflights),
+            ("retention", self.retention),
+        )
         for name, loop in loops:
             task = asyncio.create_task(loop.run(), name=name)
             task.add_done_callback(_loop_ended)

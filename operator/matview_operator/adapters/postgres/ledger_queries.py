@@ -32,3 +32,31 @@ case
                    and i.indisvalid and i.indimmediate and i.indpred::text like '{VAR %')
     then 'its unique index refresh_run_settled is gone'
 end"""
+
+
+# The same for the function prune(interval), which runs as the ledger's owner, and whose DELETE fires nothing because
+# the ledger has no triggers. A function of an owner's own could queue a deferred trigger, which before PostgreSQL 18
+# fires as our role. Its body may read and write the ledger, and call now() and count(*). 1186 is the type interval.
+PRUNE_FLAW = """
+select case
+  when not pg_catalog.has_function_privilege(p.oid, 'EXECUTE') then 'the role may not execute it'
+  when not p.prosecdef or p.prosqlbody is null or p.proconfig is distinct from '{"search_path=pg_catalog, pg_temp"}'
+    or p.prosqlbody::text ~ ':(funcid|aggfnoid) (?!(1299|2803) )'
+    or exists (
+      select from pg_catalog.pg_depend d
+      where d.classid = 1255 and d.objid = p.oid and d.refclassid in (1247, 1255, 1259, 2616, 2617)
+        and not (d.refclassid = 1259 and d.refobjid = (
+          select c.oid from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'refresh_run'))
+    ) then 'it is not as migrate makes it, and could run somebody''s code'
+  end as flaw
+from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+where n.nspname = 'matview_ops' and p.proname = 'prune' and p.proargtypes = '1186'
+"""
+
+PRUNE = "select matview_ops.prune($1) as deleted"
+
+# By the index on finished_at; rows of other roles are passed over.
+OLDEST_AGE = """
+select extract(epoch from pg_catalog.now() - r.finished_at) / 86400 as days
+from matview_ops.refresh_run r where r.recorded_by = session_user order by r.finished_at limit 1
+"""
