@@ -123,6 +123,27 @@ async def test_what_was_found_of_the_server_stays_while_it_is_down() -> None:
         assert world.api.status(database, DATABASE)["server"] == found
 
 
+async def test_t5_an_outdated_server_shows_with_an_event_and_what_to_do() -> None:
+    async with World() as world:
+        world.inspector.facts = {"version": "16.1", "version_num": 160_001}
+        database = world.database()
+        place = world.policy(schedule=YEARLY)
+        await until(1)
+        assert world.condition(database, "Ready", of=DATABASE) == ("True", "VulnerableServer")
+        assert "Update the server to 16.2" in world.api.status(database, DATABASE)["conditions"][0]["message"]
+        assert world.events.of(database) == [("Warning", "VulnerableServer")]
+        assert world.condition(place, "Ready") == ("True", "Scheduled")
+
+
+async def test_a_search_path_that_has_no_effect_is_said_by_the_database() -> None:
+    async with World() as world:
+        database = world.database(searchPath=["app"])
+        world.policy(schedule=YEARLY)
+        await until(1)
+        assert world.condition(database, "Ready", of=DATABASE) == ("True", "Connected")
+        assert "spec.searchPath has no effect" in world.api.status(database, DATABASE)["conditions"][0]["message"]
+
+
 async def test_a_ledger_that_is_not_to_be_trusted_shows_with_an_event_and_what_to_do() -> None:
     async with World() as world:
         world.inspector.facts = {"bookkeeping": Bookkeeping.OUTDATED, "bookkeeping_flaw": "it has a rule"}

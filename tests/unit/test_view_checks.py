@@ -20,7 +20,7 @@ from matview_operator.domain.preflight import (
     hazard_problem,
     privilege_problem,
 )
-from matview_operator.domain.server import ServerFacts, check_server, ledger_advice
+from matview_operator.domain.server import ServerFacts, check_server, ledger_advice, search_path_advice, version_advice
 from matview_operator.domain.view import ViewName
 
 VIEW = ViewName("public", "Odd Name")
@@ -225,3 +225,57 @@ def test_a_standby_and_a_superuser_are_refused() -> None:
 def test_what_keeps_the_ledger_from_being_used_is_said_with_what_to_run(changes: dict[str, Any], said: str) -> None:
     assert said in (ledger_advice(replace(SERVER, **changes)) or "")
     assert ledger_advice(SERVER) is None
+
+
+# T5: REFRESH … CONCURRENTLY as a role that does not own the view.
+
+
+@pytest.mark.parametrize(
+    ("version", "exploitable"),
+    [
+        (150_000, True),
+        (150_005, True),
+        (150_006, None),
+        (150_020, None),
+        (160_000, False),
+        (160_001, False),
+        (160_002, None),
+        (170_000, None),
+        (180_004, None),
+        (190_000, None),
+    ],
+)
+def test_t5_minor_versions_that_would_run_the_owners_code_as_the_operators_role(
+    version: int, *, exploitable: bool | None
+) -> None:
+    server = replace(SERVER, version="15.5", version_num=version)
+    advice = version_advice(server)
+    if exploitable is None:
+        assert advice is None
+    else:
+        assert advice
+        assert "CVE-2024-0985" in advice
+        assert ("no exploit is known" in advice) is not exploitable
+    if exploitable:
+        problem = problem_of(FACTS, server=server)
+        assert problem.reason is RefreshReason.VULNERABLE_SERVER
+        for said in ("CVE-2024-0985", 'public."Odd Name"', "app_owner", "15.6 or later", "concurrently: Never"):
+            assert said in problem.message
+    else:
+        assert check_view(VIEW, FACTS, concurrently=IF_POSSIBLE, server=server) == ModeChoice(CONCURRENT)
+
+
+def test_t5_ones_own_views_and_blocking_refreshes_are_not_concerned() -> None:
+    server = replace(SERVER, version_num=150_005)
+    assert check_view(VIEW, FACTS, concurrently=NEVER, server=server) == ModeChoice(BLOCKING)
+    assert check_view(VIEW, replace(FACTS, populated=False), concurrently=IF_POSSIBLE, server=server)
+    own = replace(FACTS, owner=SERVER.quoted_role)
+    assert check_view(VIEW, own, concurrently=ALWAYS, server=server) == ModeChoice(CONCURRENT)
+
+
+def test_a_search_path_that_comes_to_nothing_is_said() -> None:
+    advice = search_path_advice(SERVER, ("app",))
+    assert advice
+    assert "no effect on PostgreSQL 17 and later" in advice
+    assert search_path_advice(SERVER, ()) is None
+    assert search_path_advice(replace(SERVER, version_num=160_014), ("app",)) is None

@@ -64,6 +64,7 @@ class RefreshReason(ClosedSet):
     VIEW_QUERY_FAILED = "ViewQueryFailed"
     VIEW_REPLACED = "ViewReplaced"
     SUPERUSER_REFUSED = "SuperuserRefused"
+    VULNERABLE_SERVER = "VulnerableServer"
     READ_ONLY_SERVER = "ReadOnlyServer"
     SERVER_RESOURCES = "ServerResources"
     SERVER_BUSY = "ServerBusy"

@@ -21,6 +21,9 @@ BLOCKING = "BlockingRefresh"
 LEDGER_NOT_USED = "LedgerNotUsed"
 """Ready, but a ledger that is there makes no slot happen exactly once."""
 
+_WARNINGS = frozenset({BLOCKING, LEDGER_NOT_USED, RefreshReason.VULNERABLE_SERVER.value})
+"""Reasons of a True condition that are to be seen nevertheless."""
+
 FAILED_SLOTS_UNTIL_NOT_READY = 3
 
 NEEDS_A_PERSON = frozenset(
@@ -33,6 +36,7 @@ NEEDS_A_PERSON = frozenset(
         RefreshReason.ROW_SECURITY_HAZARD,
         RefreshReason.GUARD_FAILED,
         RefreshReason.SUPERUSER_REFUSED,
+        RefreshReason.VULNERABLE_SERVER,
     }
 )
 """Reasons for Stalled: trying again changes nothing."""
@@ -103,7 +107,7 @@ def transitions(previous: Iterable[Condition], current: Iterable[Condition]) -> 
         former = before.get(condition.type)
         if condition.type not in (READY, FRESH) or former == (condition.status, condition.reason):
             continue
-        if condition.status == "False" or condition.reason in (BLOCKING, LEDGER_NOT_USED):
+        if condition.status == "False" or condition.reason in _WARNINGS:
             events.append(Transition("Warning", condition.reason, condition.message))
         elif condition.status == "True" and (former is None or former[0] != "True"):
             events.append(Transition("Normal", condition.reason, condition.message))

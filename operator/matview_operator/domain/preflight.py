@@ -12,7 +12,7 @@ from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.api.view import Concurrently
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.mode import ModeChoice, choose_mode
-from matview_operator.domain.server import GRANTS_INHERIT_SINCE, MAINTAIN_SINCE, ServerFacts
+from matview_operator.domain.server import GRANTS_INHERIT_SINCE, MAINTAIN_SINCE, ServerFacts, check_owner
 from matview_operator.domain.view import ViewName
 
 _KINDS = {
@@ -100,7 +100,10 @@ def check_view(
         view=facts.quoted,
         grouped=grouped,
     )
-    if choice.mode is RefreshMode.CONCURRENT and not facts.owner_has_temp:
+    if choice.mode is RefreshMode.BLOCKING:
+        return choice
+    check_owner(server, view=facts.quoted, owner=facts.owner)
+    if not facts.owner_has_temp:
         raise Problem(
             RefreshReason.PERMISSION_DENIED,
             f"REFRESH … CONCURRENTLY needs the TEMP privilege for the owner of {facts.quoted}. "

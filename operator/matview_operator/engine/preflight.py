@@ -13,7 +13,7 @@ from matview_operator.domain.conditions import LEDGER_NOT_USED, READY, Statement
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.inspection import Inspection, ViewCheck
-from matview_operator.domain.server import ServerFacts, ledger_advice
+from matview_operator.domain.server import ServerFacts, ledger_advice, search_path_advice, version_advice
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.ports import Clock, Inspector, Key, Secrets
@@ -139,7 +139,9 @@ class Preflights:
 
     def _report_database(self, database: Database, problem: Problem | None, inspection: Inspection | None) -> None:
         problem = database.problem or problem
-        statements = [_connected(inspection)] if problem is None else not_ready(problem.reason, problem.message)
+        statements = (
+            [_connected(database, inspection)] if problem is None else not_ready(problem.reason, problem.message)
+        )
         if problem is not None and problem.reason is RefreshReason.DATABASE_SUSPENDED:
             statements = [Statement(READY, "True", "Suspended", "Nothing runs on this database until it is resumed.")]
         self._reporter.database(
@@ -187,14 +189,23 @@ def _judge(checks: dict[ViewName, ViewCheck], inspection: Inspection) -> tuple[P
     )
 
 
-def _connected(inspection: Inspection | None) -> Statement:
+def _connected(database: Database, inspection: Inspection | None) -> Statement:
     well = "The server answers, and the role may work there."
-    advice = None if inspection is None else ledger_advice(inspection.server)
-    if inspection is None or advice is None:
+    if inspection is None:
         return Statement(READY, "True", "Connected", well)
-    if inspection.server.ledger_is_absent:
-        return Statement(READY, "True", "Connected", f"{well} {advice}")
-    return Statement(READY, "True", LEDGER_NOT_USED, advice)
+    facts = inspection.server
+    ledger = ledger_advice(facts)
+    path = search_path_advice(facts, () if database.spec is None else database.spec.search_path)
+    outdated = version_advice(facts)
+    if outdated is not None:
+        return Statement(READY, "True", RefreshReason.VULNERABLE_SERVER, _joined(outdated, ledger, path))
+    if ledger is not None and not facts.ledger_is_absent:
+        return Statement(READY, "True", LEDGER_NOT_USED, _joined(ledger, path))
+    return Statement(READY, "True", "Connected", _joined(well, ledger, path))
+
+
+def _joined(*sentences: str | None) -> str:
+    return " ".join(sentence for sentence in sentences if sentence is not None)
 
 
 def _server_status(facts: ServerFacts) -> ServerStatus:
