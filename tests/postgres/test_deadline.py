@@ -11,7 +11,7 @@ import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER
 from tests.leftovers import nothing_left_behind
-from tests.proxy import Fault, Proxy
+from tests.proxy import Proxy
 from tests.refreshes import GatedView, backends, refresh, settled
 
 from matview_operator import RefreshOutcome
@@ -62,32 +62,6 @@ async def test_the_server_stops_when_our_side_vanishes(database: Database) -> No
         await proxy.cut()
         await settled(lambda: backends(database), 0, seconds=3)
         assert (await task).outcome is RefreshOutcome.INTERRUPTED
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_a_cancelled_run_stops_the_server_at_once(database: Database) -> None:
-    gated = await GatedView.make(database)
-    await gated.shut()
-    task = asyncio.create_task(refresh(database, gated.view))
-    await gated.reached()
-    started = time.monotonic()
-    task.cancel()
-    await asyncio.wait([task])
-    assert time.monotonic() - started < 1
-    await settled(lambda: backends(database), 0)
-
-
-@pytest.mark.parametrize("databases", [18], indirect=True)
-async def test_a_cancelled_run_is_bounded_though_the_peer_is_silent(database: Database) -> None:
-    view = await database.make_view()
-    fault = Fault(statement="refresh", loses="answer", silent=True, network_too=True)
-    async with nothing_left_behind(), Proxy(database.server.port, fault) as proxy:
-        task = asyncio.create_task(refresh(database, view, via=proxy))
-        await fault.happened.wait()
-        started = time.monotonic()
-        task.cancel()
-        await asyncio.wait([task])
-        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("databases", [18], indirect=True)
