@@ -224,6 +224,32 @@ async def test_sigterm_stops_a_run_on_the_server_and_its_slot_stays_due(operator
     tenant.wait("sales", lambda status: condition(status, "Fresh").get("status") == "True", what="fresh")
 
 
+async def test_suspending_a_database_or_deleting_a_policy_stops_its_run_on_the_server_within_a_second(
+    operators: Operators, tenant: Tenant
+) -> None:
+    operators.start()
+    await tenant.database.execute_as(APP_OWNER, SLOW.format(name="slow", seconds=60))
+    await tenant.database.execute_as(
+        APP_OWNER, "create materialized view mv as select slow() as id with no data; create unique index on mv (id)"
+    )
+    tenant.connect()
+    tenant.apply(policy("sales", "mv", every=5))
+    await refreshing(tenant, wanted=1)
+    tenant.kubectl("patch", "mvdb", "analytics", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+    asked = time.monotonic()
+    await refreshing(tenant, wanted=0)
+    assert time.monotonic() - asked < 1
+    status = tenant.wait("sales", lambda status: status.get("views"))
+    assert (status["views"][0]["outcome"], status["views"][0]["reason"]) == ("INTERRUPTED", "DatabaseSuspended")
+    assert status["consecutiveFailures"] == 0
+    tenant.kubectl("patch", "mvdb", "analytics", "--type=merge", "-p", '{"spec": {"suspend": false}}')
+    await refreshing(tenant, wanted=1)
+    tenant.kubectl("delete", "mvrp", "sales", "--wait=false")
+    asked = time.monotonic()
+    await refreshing(tenant, wanted=0)
+    assert time.monotonic() - asked < 1
+
+
 async def runs(tenant: Tenant) -> int:
     """How often the ledger says a view was refreshed."""
     count = await tenant.database.value_as(SUPERUSER, "select count(*) from matview_ops.refresh_run")
