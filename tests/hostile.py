@@ -55,6 +55,7 @@ class Wish:
     """Instead of schema and name: one that was made before, by its number."""
     near: int | None = None
     """And with its name changed like this."""
+    guard: dict[str, Any] | None = None
 
 
 def _sometimes(usual: Any, hostile: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -63,11 +64,14 @@ def _sometimes(usual: Any, hostile: st.SearchStrategy[Any]) -> st.SearchStrategy
 
 
 numbers = st.integers(0, 10_000)
+guards = st.none() | st.fixed_dictionaries(
+    {"minRows": st.just(1)}, optional={"maxRowLossPercent": st.just(50), "keepTenants": st.just("id") | names}
+)
 wishes = st.one_of(
-    st.builds(Wish, _sometimes("public", names), names, st.just(True)),
-    st.builds(Wish, st.just(""), st.just(""), known=numbers),
-    st.builds(Wish, st.just(""), st.just(""), known=numbers, near=st.integers(0, len(NEAR) - 1)),
-    st.builds(Wish, _sometimes("public", names), names),
+    st.builds(Wish, _sometimes("public", names), names, exists=st.just(True), guard=guards),
+    st.builds(Wish, st.just(""), st.just(""), known=numbers, guard=guards),
+    st.builds(Wish, st.just(""), st.just(""), known=numbers, near=st.integers(0, len(NEAR) - 1), guard=guards),
+    st.builds(Wish, _sometimes("public", names), names, guard=guards),
 )
 
 
@@ -104,7 +108,6 @@ attacks = st.builds(
         isolation=st.sampled_from(["Shared", "Shared", "Tenant"]),
         tenantSetting=_sometimes("app.current_tenant_id", texts | st.just("a.b") | st.just("plpgsql.x")),
         concurrently=st.sampled_from(["IfPossible", "Never"]),
-        guard=st.fixed_dictionaries({"minRows": st.just(0)}, optional={"keepTenants": names}),
     ),
     token=st.none() | texts | st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
     database=_spec(

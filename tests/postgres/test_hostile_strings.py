@@ -21,6 +21,9 @@ from tests.unit.ports import MemorySecrets
 
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.kube.status_writer import status_document
+from matview_operator.adapters.postgres import guard_queries
+from matview_operator.adapters.postgres.pool import Pool
+from matview_operator.adapters.postgres.queries import QuotedName
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseStatus
 from matview_operator.api.model import REQUESTED_AT
@@ -66,9 +69,11 @@ class Target:
         self.attacks = self.refused = self.refreshed = 0
         self.registry = Registry()
         self.secrets = MemorySecrets()
+        # Kept as long as it can be: what one policy left in a session would meet the next one's run.
+        self.pool = Pool(idle_seconds=60)
         self.runner = SlotRunner(
             registry=self.registry,
-            executor=Refresher(),
+            executor=Refresher(self.pool),
             secrets=self.secrets,
             destinations=Destinations.read(["127.0.0.0/8"]),
             budget=Budget(limit_of=lambda _: 1, limit_in_all=1),
@@ -88,7 +93,13 @@ class Target:
                 "generation": 1,
                 "annotations": {} if attack.token is None else {REQUESTED_AT: attack.token},
             },
-            "spec": {**attack.policy, "views": [{"schema": schema, "name": name} for schema, name in views]},
+            "spec": {
+                **attack.policy,
+                "views": [
+                    {"schema": schema, "name": name} | ({} if wish.guard is None else {"guard": wish.guard})
+                    for (schema, name), wish in zip(views, attack.wishes, strict=True)
+                ],
+            },
         }
         database = {"metadata": {**body["metadata"], "name": "db"}, "spec": {**attack.database, "sslMode": "disable"}}
         try:
@@ -101,17 +112,22 @@ class Target:
             return
         report = await self._run(policy, reached, attack)
         right = not attack.secret and reached.database is None and policy.spec.database_ref.name == "db"
-        for (view, result), name in zip(report.results, views, strict=True):
+        for (view, result), name, wish in zip(report.results, views, attack.wishes, strict=True):
             assert (view.schema, view.name) == name
-            self._judge(name, result, can_work=right and policy.spec.isolation == "Shared")
+            column = None if wish.guard is None else wish.guard.get("keepTenants")
+            self._judge(name, result, can_work=right and policy.spec.isolation == "Shared", column=column)
 
-    def _judge(self, name: tuple[str, str], result: RefreshResult, *, can_work: bool) -> None:
+    def _judge(self, name: tuple[str, str], result: RefreshResult, *, can_work: bool, column: str | None) -> None:
         if result.outcome is RefreshOutcome.SUCCESS:
             assert name in self.views
             self.refreshed += 1
             concurrent = result.mode is RefreshMode.CONCURRENT
             commands = [f"{REFRESH} concurrently"] if concurrent else [REFRESH, "analyze"]
             self.expected += [(command, *name) for command in commands]
+        elif result.outcome is RefreshOutcome.REJECTED_BY_GUARD:
+            assert name in self.views
+            assert column not in (None, "id"), result
+            assert result.error_type is RefreshReason.GUARD_FAILED
         else:
             assert result.error_message
             assert is_printable(result.error_message)
@@ -195,9 +211,12 @@ class Target:
             told if told.startswith("analyze") else short
             for told, short in zip(as_told, await self._written(), strict=True)
         ]
+        await self.pool.close()
         said = [*self.log.read()]
         assert {statement.protocol for statement in said} <= {"extended"}
-        fixed = fixed_statements()
+        fixed = fixed_statements() | {
+            text for line in expected if line.startswith(REFRESH) for text in _guard_reads(line)
+        }
         assert [statement.text for statement in said if statement.text not in fixed] == expected
         assert await self.database.value_as(SUPERUSER, "select to_regclass('canary') is not null")
 
@@ -210,6 +229,17 @@ class Target:
             *(commands, schemas, names),
         )
         return [row[0] for row in rows]
+
+
+def _guard_reads(refresh: str) -> list[str]:
+    """What a guard may read of the view that this statement refreshes."""
+    view = QuotedName(refresh.removeprefix(REFRESH).removeprefix(" concurrently").removeprefix(" "))
+    column, type_name = guard_queries.QuotedColumn("id"), guard_queries.QuotedType("pg_catalog.int4")
+    return [
+        guard_queries.count_rows(view),
+        guard_queries.list_tenants(view, column),
+        guard_queries.count_lost_tenants(view, column, type_name),
+    ]
 
 
 def _slot(token: str | None, due_at: Any) -> Slot:

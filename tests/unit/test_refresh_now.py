@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -109,6 +111,32 @@ async def test_of_requests_that_wait_the_newest_runs_and_superseded_ones_never_d
         await until(100)
         assert [call.run.correlation_id for call in world.executor.calls] == ["r1", "r3"]
         assert world.api.status(place)["lastHandledRequest"] == "r3"
+
+
+async def test_t12_a_flood_of_requests_is_one_run_a_second_at_most_and_queues_nothing() -> None:
+    async with World() as world:
+        world.database()
+        place, neighbour = world.policy(**YEARLY), world.policy("neighbour")
+        world.executor.seconds = 0.01
+        await until(1)
+        writes = world.api.writes_to(place)
+        for number in range(1000):
+            world.api.annotate(place, f"r{number}")
+            assert world.supervisor.queue_depth <= 1
+            await until(1 + number * 0.06)
+        await until(63)
+        runs = [call for call in world.executor.calls if call.run.view.name == "mv"]
+        assert 50 <= len(runs) <= 63
+        assert min(later.at - earlier.at for earlier, later in pairwise(runs)) >= timedelta(seconds=1)
+        assert runs[-1].run.correlation_id == "r999"
+        assert world.api.status(place)["lastHandledRequest"] == "r999"
+        # Taken up, and answered.
+        assert world.api.writes_to(place) - writes <= 2 * len(runs)
+        assert len(world.events.of(place)) <= 4
+        assert len(world.api.status(place)["history"]) == 5
+        slots = [call.at for call in world.executor.calls if call.run.view.name == "neighbour"]
+        assert slots == [at(30), at(60)]
+        assert world.condition(neighbour, "Fresh") == ("True", "Refreshed")
 
 
 async def test_two_tokens_in_one_moment_are_one_run_of_the_newest() -> None:

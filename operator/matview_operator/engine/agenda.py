@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import datetime, timedelta
 
@@ -27,6 +28,8 @@ from matview_operator.engine.timers import Timers
 
 log = logging.getLogger(__name__)
 
+_BETWEEN_REQUESTS = timedelta(seconds=1)
+"""Of one policy: whoever may annotate it could otherwise have it refreshed, and written, without a pause."""
 _AFTER_A_BUG = timedelta(seconds=60)
 
 
@@ -166,13 +169,15 @@ class Agenda:
         self.dispatcher.submit(policy.key, slot)
 
     async def _work(self, key: Key, slot: Slot) -> None:
+        if slot.request is not None:
+            await self._space_requests(key)
         policy = self._registry.policies.get(key)
         if policy is None or policy.spec is None:
             return
         if slot.request is not None:
             if slot.request != policy.request or slot.request == policy.status.last_handled_request:
                 return  # superseded, withdrawn or answered while it waited
-            policy.working_on = slot.request
+            policy.working_on, policy.request_begun_at = slot.request, self._clock.now()
             self.publish(policy)
         report = await self._runner.run(policy, slot)
         current = self._registry.policies.get(key)
@@ -182,6 +187,15 @@ class Agenda:
             self._not_begun(current, slot)
         else:
             self._finished(current, report, begun_as=policy)
+
+    async def _space_requests(self, key: Key) -> None:
+        """Wait until the policy's last request is a second old; of those that come meanwhile the newest is run."""
+        policy = self._registry.policies.get(key)
+        if policy is not None and policy.request_begun_at is not None:
+            pause = policy.request_begun_at + _BETWEEN_REQUESTS - self._clock.now()
+            if pause > timedelta():
+                # Not longer, though somebody set the clock back.
+                await asyncio.sleep(min(pause, _BETWEEN_REQUESTS).total_seconds())
 
     def _not_begun(self, policy: Policy, slot: Slot) -> None:
         if slot.request is not None:

@@ -39,6 +39,7 @@ class Policy:
     refused_request: str | None = None
     """The newest value that cannot be a request, so that it is told once."""
     working_on: str | None = None
+    request_begun_at: datetime | None = None
     missed: int = 0
     """Slots that a newer one superseded since the last status."""
     taken_until: datetime
