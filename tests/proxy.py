@@ -33,6 +33,8 @@ class Fault:
     always: bool = False
     skips: int = 0
     """So many such statements pass before it happens."""
+    until: asyncio.Event | None = None
+    """The statement waits at the proxy until this is set; then all goes on, and nothing is lost."""
     held: bool = False
     """Both sides stay connected and hear nothing more, until one of them ends; then so does the other."""
     silent: bool = False
@@ -170,6 +172,10 @@ class Proxy:
                 fault = self._fault_at(statement)
                 if fault is not None:
                     message += await _read(client, header_bytes=_HEADER_BYTES)
+                    if fault.until is not None:
+                        fault.happened.set()
+                        await fault.until.wait()
+                        fault = None
         return fault, message
 
     def _fault_at(self, statement: str, *, unasked: bool = False) -> Fault | None:

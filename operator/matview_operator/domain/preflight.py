@@ -130,6 +130,14 @@ def _missing_grants(facts: ViewFacts, server: ServerFacts) -> list[str]:
     return grants
 
 
+def replaced_problem(view: ViewName) -> Problem:
+    """Say that the name means another relation now than when the run looked it up."""
+    return Problem(
+        RefreshReason.VIEW_REPLACED,
+        f"Another relation took the name {view} while it was refreshed; everything was rolled back.",
+    )
+
+
 def hazard_problem(view: ViewName, hazards: Sequence[RowSecurityHazard], *, sqlstate: str | None = None) -> Problem:
     """Say which table would be read in part only, and how to mend it."""
     named = "; ".join(

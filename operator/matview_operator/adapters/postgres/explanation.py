@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matview_operator.adapters.postgres import catalogue_queries
+from matview_operator.adapters.postgres import catalogue_queries, queries
+from matview_operator.adapters.postgres.session import view_facts
 from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.domain.blocker import Blocker, lock_held_problem, lock_timeout_problem
+from matview_operator.domain.errors import Problem
 from matview_operator.domain.lock_keys import GLOBAL_KEY
-from matview_operator.domain.preflight import MissingPrivilege, RowSecurityHazard, hazard_problem, privilege_problem
+from matview_operator.domain.preflight import (
+    MissingPrivilege,
+    RowSecurityHazard,
+    check_view,
+    hazard_problem,
+    privilege_problem,
+    replaced_problem,
+)
 
 if TYPE_CHECKING:
     from matview_operator.adapters.postgres.authentication import Row
     from matview_operator.adapters.postgres.session import Session
     from matview_operator.adapters.postgres.work import Work
-    from matview_operator.domain.errors import Problem
     from matview_operator.domain.run import Run
     from matview_operator.domain.view import ViewName
 
@@ -34,8 +42,25 @@ async def explained(session: Session, work: Work, problem: Problem) -> Problem:
             rows = await session.rows(catalogue_queries.BLOCKERS, oid, work.choice.mode is RefreshMode.BLOCKING)
             wants_index = work.choice.reason is RefreshReason.NO_UNIQUE_INDEX
             return lock_timeout_problem(problem, [_blocker(row) for row in rows], wants_index=wants_index)
+        case RefreshReason.UNSAFE_SEARCH_PATH | RefreshReason.NOT_POPULATED | RefreshReason.NOT_MATERIALIZED_VIEW if (
+            problem.sqlstate is not None
+        ):
+            # These states also mean that the view went away after the lookup.
+            return await _gone_problem(session, work.run, oid) or problem
         case _:
             return problem
+
+
+async def _gone_problem(session: Session, run: Run, view_oid: int) -> Problem | None:
+    """What became of the view that the lookup found, if it is not the one under its name any more."""
+    row = await session.row(queries.LOOKUP, run.view.schema, run.view.name, False)
+    if row is not None and row.oid == view_oid:
+        return None
+    try:
+        check_view(run.view, view_facts(row), concurrently=run.concurrently, server=session.facts)
+    except Problem as problem:
+        return problem
+    return replaced_problem(run.view)
 
 
 async def who_holds_the_lock(session: Session, run: Run) -> Problem:

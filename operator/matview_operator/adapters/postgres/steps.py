@@ -18,7 +18,7 @@ from matview_operator.api.policy import Isolation
 from matview_operator.api.view import Concurrently
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.lock_keys import GLOBAL_KEY
-from matview_operator.domain.preflight import check_view
+from matview_operator.domain.preflight import check_view, replaced_problem
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +120,7 @@ async def claim(work: Work, session: Session) -> bool:
     else:
         row = await session.row(queries.RECHECK, *name)
     if row is None:
-        raise Problem(
-            RefreshReason.VIEW_REPLACED,
-            f"Another relation took the name {found.quoted} while it was refreshed; everything was rolled back.",
-        )
+        raise replaced_problem(run.view)
     work.after = row
     if claims or not job.ledger:
         job.pending = PendingCommit(
