@@ -16,33 +16,16 @@ ledger; the claim, whose unique index knows no snapshots, answers 40001 then.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import random
 from collections.abc import Sequence
 
-import asyncpg
-
 from matview_operator.adapters.postgres import group_queries
+from matview_operator.adapters.postgres.overtaking import Overtaken
 from matview_operator.adapters.postgres.session import Session
 from matview_operator.adapters.postgres.work import Job, Work, row_of
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.dependencies import InvalidDependencies, dependency_order
-from matview_operator.domain.errors import MatviewError, Problem
+from matview_operator.domain.errors import Problem
 from matview_operator.domain.view import ViewName
-
-log = logging.getLogger(__name__)
-
-TRIES = 5
-"""How many snapshots a group takes at most, because others refresh its views meanwhile."""
-_PAUSE_SECONDS = (0.05, 0.3)
-
-_DUPLICATE_KEY = "23505"
-_LOST_RACES = frozenset({_DUPLICATE_KEY, "40001", "40P01"})
-
-
-class Overtaken(MatviewError):
-    """Somebody else refreshed a view of the group after the snapshot."""
 
 
 def in_lock_order(job: Job) -> list[Work]:
@@ -74,46 +57,6 @@ async def check_watched(job: Job, session: Session) -> None:
     overtaken = [str(work.run.view) for work in job.works if not ours.get(row_of(work).oid)]
     if overtaken:
         raise Overtaken(", ".join(overtaken))
-
-
-async def start_over(job: Job, session: Session, error: asyncpg.PostgresError | Overtaken) -> None:
-    """Roll back and wait a moment if somebody else's refresh is to blame, for a new snapshot; else raise the error.
-
-    Raises Problem when it was so too often.
-    """
-    if isinstance(error, asyncpg.PostgresError):
-        if not job.grouped or error.sqlstate not in _LOST_RACES:
-            raise error
-        await session.rollback()
-        if error.sqlstate == _DUPLICATE_KEY and not await _has_changed(job, session):
-            raise error  # the view's own rows break its index, and will again
-        views = "views of the group" if job.at is None else str(job.at.run.view)
-    else:
-        await session.rollback()
-        views = str(error)
-    job.at = None
-    job.tries += 1
-    log.info(
-        "another session came between",
-        extra={
-            "action": "group_overtaken",
-            "tries": job.tries,
-            "views": views,
-            "correlation_id": job.run.correlation_id,
-        },
-    )
-    if job.tries >= TRIES:
-        raise Problem(
-            RefreshReason.DEADLOCK,
-            f"Others refreshed or altered {views} while the group was at work, {job.tries} times in a row. Stop them, "
-            "or let them take the views' locks.",
-        )
-    await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - jitter
-
-
-async def _has_changed(job: Job, session: Session) -> bool:
-    now = {row.oid: row.version for row in await session.rows(group_queries.VERSIONS, _oids(job))}
-    return any(now.get(row_of(work).oid) != row_of(work).version for work in job.works)
 
 
 def _oids(job: Job) -> Sequence[int]:

@@ -9,6 +9,7 @@ from typing import NewType, assert_never
 
 import asyncpg
 
+from matview_operator.adapters.postgres import source_queries
 from matview_operator.adapters.postgres.ledger_queries import LEDGER_FLAW
 from matview_operator.api.outcome import RefreshMode
 
@@ -113,7 +114,8 @@ select pg_catalog.set_config('statement_timeout', $1::int::text, true),
 """
 
 # $1 schema, $2 name, $3 blocking mode wanted. `data_as_of` is not later than the snapshot that REFRESH will see, which
-# under REPEATABLE READ is the transaction's. `version` changes with every committed refresh.
+# under REPEATABLE READ is the transaction's. `version` changes with every committed refresh. `sources` are what the
+# view reads, `files` what those are stored in.
 _LOOKUP_COLUMNS = """
 select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, c.relkind::text as relkind,
  c.relispopulated as populated,
@@ -134,11 +136,16 @@ select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, c.relk
  pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
  case when pg_catalog.current_setting('transaction_isolation') = 'repeatable read' then pg_catalog.now()
    else pg_catalog.clock_timestamp() end as data_as_of,
- c.xmin::text as version"""
-_LOOKUP_FROM = """
+ c.xmin::text as version, s.sources, s.files"""
+_LOOKUP_FROM = (
+    """
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+cross join lateral ("""
+    + source_queries.SOURCES
+    + """) as s
 where n.nspname = $1 and c.relname = $2
 """
+)
 
 LOOKUP = _LOOKUP_COLUMNS + _LOOKUP_FROM
 

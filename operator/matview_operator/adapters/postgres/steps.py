@@ -10,6 +10,7 @@ from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.commit import PendingCommit
 from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.ledger import ATTEMPTS
+from matview_operator.adapters.postgres.overtaking import check_sources
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.work import Stage, Work, mode_of, row_of
@@ -87,6 +88,7 @@ async def refresh(work: Work, session: Session) -> None:
     work.job.stage = Stage.REFRESHING
     work.watch = await watch(session, run.guard, view=run.view, found=found, mode=mode)
     await session.utility(queries.refresh(queries.QuotedName(found.quoted), mode))
+    await check_sources(work, session)
     if work.watch is not None:
         await work.watch.check()
 

@@ -13,6 +13,7 @@ from matview_operator.adapters.postgres import group
 from matview_operator.adapters.postgres.connection import CONNECT_SECONDS
 from matview_operator.adapters.postgres.explanation import who_holds_the_lock
 from matview_operator.adapters.postgres.ledger import MAX_ATTEMPT, is_one_transaction, read_settled
+from matview_operator.adapters.postgres.overtaking import Overtaken, start_over
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.session import Session, SessionLost
 from matview_operator.adapters.postgres.steps import analyze, claim, lock, look_up, refresh
@@ -67,9 +68,9 @@ async def work_over(session: Session, job: Job) -> tuple[RefreshResult, ...]:
     while True:
         try:
             results = await _transaction(job, session, queue=queue)
-        except (asyncpg.PostgresError, group.Overtaken) as error:
+        except (asyncpg.PostgresError, Overtaken) as error:
             if not await _ledger_lost(job, session, error):
-                await group.start_over(job, session, error)
+                await start_over(job, session, error)
             continue
         if results is not None:
             return results
@@ -83,10 +84,10 @@ async def work_over(session: Session, job: Job) -> tuple[RefreshResult, ...]:
         await asyncio.sleep(pause or 0)
 
 
-async def _ledger_lost(job: Job, session: Session, error: asyncpg.PostgresError | group.Overtaken) -> bool:
+async def _ledger_lost(job: Job, session: Session, error: asyncpg.PostgresError | Overtaken) -> bool:
     """Whether the ledger was there at the start and is no more, so that the job goes on without."""
     in_ledger = job.ledger and job.stage in (Stage.READING, Stage.CLAIMING)
-    if not in_ledger or isinstance(error, group.Overtaken) or error.sqlstate not in _LEDGER_GONE:
+    if not in_ledger or isinstance(error, Overtaken) or error.sqlstate not in _LEDGER_GONE:
         return False
     await session.rollback()
     if (await session.read_facts()).bookkeeping is Bookkeeping.INSTALLED:

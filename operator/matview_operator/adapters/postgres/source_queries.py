@@ -1,0 +1,35 @@
+"""What a materialized view reads, and whether it read all of it."""
+
+from __future__ import annotations
+
+# For use within a query, where `c` is the view's row of pg_class: the tables, partitions and materialized views that it
+# reads, through ordinary views too, and the files that they are stored in.
+SOURCES = """
+  with recursive src(rel, kind) as (
+    select c.oid, 'v'::text
+   union
+    select found.rel, found.kind from src cross join lateral (
+      select t.oid, t.relkind::text
+      from pg_catalog.pg_rewrite w
+      join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
+       and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> src.rel
+      join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('r', 'p', 'v', 'm')
+      where w.ev_class = src.rel and w.ev_type = '1' and src.kind = 'v'
+     union all
+      select i.inhrelid, 'r' from pg_catalog.pg_inherits i where i.inhparent = src.rel and src.kind in ('r', 'p')
+    ) as found(rel, kind)
+  )
+  select pg_catalog.array_agg(t.oid) as sources, pg_catalog.array_agg(t.relfilenode) as files
+  from src join pg_catalog.pg_class t on t.oid = src.rel where src.kind <> 'v' and t.relfilenode <> 0
+"""
+
+# Sources whose rows went into another file before REFRESH locked them: they are not to be seen at its snapshot. What it
+# has not locked, it has not read, as a partition that its plan leaves out. $1 OIDs, $2 files.
+REWRITTEN = """
+select s.rel::pg_catalog.regclass::text as relation
+from rows from (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::oid[])) as s(rel, file)
+where case when s.file is distinct from pg_catalog.pg_relation_filenode(s.rel) then exists (
+  select from pg_catalog.pg_locks l where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and l.granted
+    and l.relation = s.rel) else false end
+order by 1
+"""
