@@ -266,3 +266,12 @@ async def test_guard_of_a_tenants_own_view(database: Database) -> None:
     result = await refresh(database, guard=Guard(keep_tenants="tenant_id"), **TENANT)
     assert ended(result) == (REJECTED, RefreshReason.TENANTS_LOST)
     assert result.mode is RefreshMode.CONCURRENT
+
+
+@only_18
+@both_modes
+async def test_guard_needs_no_ledger(bare_database: Database, mode: dict[str, Any]) -> None:
+    await bare_database.make_view(rows=4)
+    await bare_database.execute_as(APP_OWNER, "delete from mv_base where id > 1")
+    result = await refresh(bare_database, guard=ALL, **mode)
+    assert (*ended(result), *counted(result)) == (REJECTED, RefreshReason.TENANTS_LOST, 4, 1, 2, 1)

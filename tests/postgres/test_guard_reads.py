@@ -208,6 +208,15 @@ async def test_so_that_two_sessions_do_not_deadlock(database: Database) -> None:
 
 
 @pytest.mark.parametrize("databases", [18], indirect=True)
+async def test_a_lock_that_the_guard_waits_for_is_no_rejection(database: Database) -> None:
+    view = await database.make_view()
+    other = await database.connect(APP_OWNER)
+    await other.execute("begin; refresh materialized view mv")
+    result = await refresh(database, view, guard=KEEP, lock_timeout_millis=100, concurrently=Concurrently.ALWAYS)
+    assert ended(result) == (RefreshOutcome.FAILED, RefreshReason.LOCK_TIMEOUT)
+
+
+@pytest.mark.parametrize("databases", [18], indirect=True)
 async def test_a_lost_connection_is_no_rejection(database: Database) -> None:
     await database.make_view(schema="app")
     async with operating(database) as (session, found):
