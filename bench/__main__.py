@@ -6,9 +6,9 @@ import asyncio
 
 import click
 
-from bench import executor, throughput
+from bench import executor, guard, throughput
 
-BENCHMARKS = {"executor": executor.measure, "throughput": throughput.measure}
+BENCHMARKS = {"executor": executor.measure, "guard": guard.measure, "throughput": throughput.measure}
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -16,8 +16,8 @@ BENCHMARKS = {"executor": executor.measure, "throughput": throughput.measure}
 def main(names: tuple[str, ...]) -> None:
     """Measure on servers of their own, print tables, and write bench/results.
 
-    NAME is a benchmark, or none for all of them: executor (a run against a bare REFRESH) and throughput (runs per
-    second, CPU time per run). Compare ratios, with nothing else running on the machine.
+    NAME is a benchmark, or none for all of them: executor (a run against a bare REFRESH), guard (what its checks
+    add) and throughput (runs per second, CPU time per run). Compare ratios, with nothing else running on the machine.
     """
     for name in names or BENCHMARKS:
         asyncio.run(BENCHMARKS[name]())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import mean, median
 
 import psutil
 
@@ -56,7 +56,7 @@ class Meter:
     def __init__(self, postmaster: int) -> None:
         self._postmaster = psutil.Process(postmaster)
         self._before = (0.0, 0.0)
-        self._spent: dict[str, tuple[float, float]] = {}
+        self._spent: dict[str, list[tuple[float, float]]] = {}
 
     def start(self) -> None:
         """Begin one step."""
@@ -65,16 +65,21 @@ class Meter:
     def stop(self, name: str) -> None:
         """Add what was spent since then to a step."""
         own, server = self._read()
-        spent = self._spent.get(name, (0.0, 0.0))
-        self._spent[name] = (spent[0] + own - self._before[0], spent[1] + server - self._before[1])
+        self._spent.setdefault(name, []).append((own - self._before[0], server - self._before[1]))
 
     def own_ms(self, name: str, runs: int) -> float:
         """Of this process for one of so many runs."""
-        return self._spent[name][0] * 1000 / runs
+        return sum(own for own, _ in self._spent[name]) * 1000 / runs
 
     def server_ms(self, name: str, runs: int) -> float:
         """Of the server for one of so many runs."""
-        return self._spent[name][1] * 1000 / runs
+        return sum(server for _, server in self._spent[name]) * 1000 / runs
+
+    def middle_ms(self, name: str) -> float:
+        """Of both for one step: the mean without the highest and lowest tenth, in which a backend ended meanwhile."""
+        spent = sorted(own + server for own, server in self._spent[name])
+        cut = -(-len(spent) // 10)
+        return mean(spent[cut:-cut]) * 1000
 
     def _read(self) -> tuple[float, float]:
         times = self._postmaster.cpu_times()

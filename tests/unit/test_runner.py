@@ -20,7 +20,7 @@ from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseSt
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Analyze, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
-from matview_operator.api.view import Concurrently
+from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
@@ -123,7 +123,16 @@ async def test_a_run_is_what_policy_view_and_database_say() -> None:
         tenantSetting="app.tenant",
         concurrently="Never",
         analyze="Never",
-        views=[{"name": "a"}, {"schema": "S x", "name": "B", "concurrently": "Always", "timeoutSeconds": 30}],
+        views=[
+            {"name": "a"},
+            {
+                "schema": "S x",
+                "name": "B",
+                "concurrently": "Always",
+                "timeoutSeconds": 30,
+                "guard": {"minRows": 1, "keepTenants": "Tenant"},
+            },
+        ],
     )
     await runs.run(policy)
     first, second = (call.run for call in runs.executor.calls)
@@ -132,6 +141,7 @@ async def test_a_run_is_what_policy_view_and_database_say() -> None:
     assert (first.isolation, first.tenant_id, first.tenant_setting) == (Isolation.TENANT, "t1", "app.tenant")
     assert (first.lock_timeout_millis, first.allow_superuser, first.policy_uid) == (250, True, UID)
     assert (first.analyze, first.search_path) == (Analyze.NEVER, ("app",))
+    assert (first.guard, second.guard) == (None, Guard(min_rows=1, keep_tenants="Tenant"))
     target = runs.executor.calls[0].target
     assert (target.host, target.database, target.user) == ("db", "other", "mv")
 
