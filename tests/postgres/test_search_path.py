@@ -10,7 +10,12 @@ from tests.database import APP_OWNER, OTHER_TENANT, quoted
 from tests.refreshes import ended, failure, public, refresh
 
 from matview_operator import RefreshOutcome
+from matview_operator.adapters.postgres.inspector import Inspector
 from matview_operator.api.outcome import RefreshReason as Reason
+from matview_operator.api.policy import Isolation
+from matview_operator.api.view import Concurrently
+from matview_operator.domain.connection import parse_url
+from matview_operator.domain.inspection import ViewCheck
 
 if TYPE_CHECKING:
     from tests.database import Database
@@ -101,6 +106,26 @@ async def test_t6_the_servers_own_functions_come_first_and_temporary_tables_last
     path = await bare_database.value_as(APP_OWNER, "select path from seen")
     between = "" if bare_database.version >= 17 else f"app, {quoted(ODD)}, "
     assert path == f"pg_catalog, {between}pg_temp"
+
+
+@pytest.mark.parametrize("databases", [15, 16], indirect=True)
+async def test_t6_a_schema_in_which_everybody_may_plant_functions_is_no_search_path(database: Database) -> None:
+    await arrange(database, schema=ODD)
+    await database.execute_as(SUPERUSER, f"grant create on schema {quoted(ODD)} to public")
+    result = await refresh(database, public("mv"), search_path=("missing", ODD))
+    failure(result, Reason.UNSAFE_SEARCH_PATH, f"names {quoted(ODD)}, where every role may create functions")
+    assert result.error_message
+    check = ViewCheck(
+        view=public("mv"),
+        concurrently=Concurrently.IF_POSSIBLE,
+        isolation=Isolation.SHARED,
+        search_path=("missing", ODD),
+    )
+    target = parse_url(database.url())
+    inspection = await Inspector().inspect(target=target, checks=[check], allow_superuser=False)
+    assert str(inspection.answers[check]) == result.error_message
+    await database.execute_as(SUPERUSER, result.error_message.partition("Run: ")[2])
+    assert (await refresh(database, public("mv"), search_path=("missing", ODD))).outcome is RefreshOutcome.SUCCESS
 
 
 async def test_t6_a_function_with_a_search_path_of_its_own_works_everywhere(database: Database) -> None:

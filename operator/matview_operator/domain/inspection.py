@@ -23,6 +23,8 @@ class ViewCheck:
     guard: Guard | None = None
     grouped: bool = False
     """Whether it is refreshed in one transaction with the other views of its policy."""
+    search_path: tuple[str, ...] = ()
+    """The database's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

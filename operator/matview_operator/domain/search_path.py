@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.errors import Problem
 from matview_operator.domain.view import IDENTIFIER_BYTES
 
 _RESERVED = "pg_"
@@ -25,3 +27,13 @@ def search_path_problems(schemas: Sequence[str]) -> Iterator[str]:
                 f"[{index}]: name schemas of yours; pg_catalog comes first and pg_temp last anyway, and other schemas "
                 "of the server and $user have no place there."
             )
+
+
+def open_schemas_problem(schemas: Sequence[str]) -> Problem:
+    """Say that everybody may create objects in these schemas, which are quoted, and how to end that."""
+    return Problem(
+        RefreshReason.UNSAFE_SEARCH_PATH,
+        f"spec.searchPath names {', '.join(schemas)}, where every role may create functions: refreshes would run them "
+        "as the views' owners. Take that right away, or leave the schema out. "
+        f"Run: {' '.join(f'REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC;' for schema in schemas)}",
+    )

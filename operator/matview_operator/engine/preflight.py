@@ -98,10 +98,11 @@ class Preflights:
         # One that names another database by now has asked there.
         found = map(self._registry.policies.get, asked)
         policies = [policy for policy in found if policy is not None and policy.database_key == key]
-        checks = {policy.key: _checks(policy) for policy in policies}
+        database = self._registry.databases.get(key)
+        path = () if database is None or database.spec is None else database.spec.search_path
+        checks = {policy.key: _checks(policy, path) for policy in policies}
         inspection: Inspection | None = None
         problem: Problem | None = None
-        database = self._registry.databases.get(key)
         try:
             spec = usable(database, key)
             target = await resolve(spec, key, self._secrets, self._destinations)
@@ -156,7 +157,7 @@ class Preflights:
         )
 
 
-def _checks(policy: Policy) -> dict[ViewName, ViewCheck]:
+def _checks(policy: Policy, search_path: tuple[str, ...]) -> dict[ViewName, ViewCheck]:
     spec = policy.spec
     if spec is None:
         return {}
@@ -168,6 +169,7 @@ def _checks(policy: Policy) -> dict[ViewName, ViewCheck]:
             isolation=spec.isolation,
             guard=view.guard,
             grouped=spec.consistency is Consistency.GROUP,
+            search_path=search_path,
         )
         for name, view in names.items()
     }

@@ -105,3 +105,9 @@ where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.pid is dist
   and l.objid::bigint in (select k & 4294967295 from pg_catalog.unnest($2::bigint[]) as k)
 order by a.xact_start, l.pid limit 10
 """
+
+# Schemas of a search path in which every role may put what the functions of views then find. $1 their names.
+OPEN_SCHEMAS = """
+select pg_catalog.quote_ident(n.nspname) as schema from pg_catalog.pg_namespace n
+where n.nspname = any ($1::text[]) and pg_catalog.has_schema_privilege('public', n.oid, 'CREATE') order by 1
+"""

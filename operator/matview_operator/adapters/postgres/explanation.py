@@ -18,8 +18,12 @@ from matview_operator.domain.preflight import (
     privilege_problem,
     replaced_problem,
 )
+from matview_operator.domain.search_path import open_schemas_problem, search_path_problems
+from matview_operator.domain.server import OWN_SEARCH_PATH_SINCE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matview_operator.adapters.postgres.authentication import Row
     from matview_operator.adapters.postgres.session import Session
     from matview_operator.adapters.postgres.work import Work
@@ -68,6 +72,16 @@ async def who_holds_the_lock(session: Session, run: Run) -> Problem:
     keys = run.lock_keys
     rows = await session.rows(catalogue_queries.LOCK_HOLDERS, keys.view_key, [keys.tenant_key, GLOBAL_KEY])
     return lock_held_problem([_blocker(row) for row in rows])
+
+
+async def check_search_path(session: Session, search_path: Sequence[str]) -> None:
+    """Raise Problem for a search path that cannot be meant, or in which everybody could plant functions."""
+    for problem in search_path_problems(search_path):
+        raise Problem(RefreshReason.INVALID_SPEC, f"searchPath{problem}")
+    if search_path and session.facts.version_num < OWN_SEARCH_PATH_SINCE:
+        found = [row.schema for row in await session.rows(catalogue_queries.OPEN_SCHEMAS, [*search_path])]
+        if found:
+            raise open_schemas_problem(found)
 
 
 async def read_hazards(session: Session, view_oid: int) -> list[RowSecurityHazard]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import asyncpg
 
 from matview_operator.adapters.postgres import queries
-from matview_operator.adapters.postgres.explanation import read_hazards, reading_problem
+from matview_operator.adapters.postgres.explanation import check_search_path, read_hazards, reading_problem
 from matview_operator.adapters.postgres.guard import read_facts
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
@@ -65,13 +65,15 @@ async def _answer(session: Session, facts: ServerFacts, check: ViewCheck) -> Mod
     found = view_facts(row)
     try:
         choice = check_view(check.view, found, concurrently=check.concurrently, grouped=check.grouped, server=facts)
+        await check_search_path(session, check.search_path)
         if check.guard is not None and found is not None:
             readable, _ = await read_facts(session, check.guard, oid=found.oid, quoted=found.quoted)
             check_readable(check.guard, readable)
     except Problem as problem:
         return problem
     assert found is not None  # check_view refuses a missing view
-    # A hundred times the lookup's work for something that changes by DDL alone: here and after a refusal, not in a run.
+    # Six times the lookup's work (2.4 against 0.4 ms of the server) for what changes by DDL alone: done here, and after
+    # a refusal, not in each run.
     unreadable = await reading_problem(session, check.view, found.oid)
     if unreadable is not None:
         return unreadable

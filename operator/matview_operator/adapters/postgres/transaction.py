@@ -11,7 +11,7 @@ import asyncpg
 
 from matview_operator.adapters.postgres import group
 from matview_operator.adapters.postgres.connection import CONNECT_SECONDS
-from matview_operator.adapters.postgres.explanation import who_holds_the_lock
+from matview_operator.adapters.postgres.explanation import check_search_path, who_holds_the_lock
 from matview_operator.adapters.postgres.ledger import MAX_ATTEMPT, is_one_transaction, read_settled
 from matview_operator.adapters.postgres.overtaking import Overtaken, start_over
 from matview_operator.adapters.postgres.pool import Pool
@@ -24,7 +24,6 @@ from matview_operator.api.policy import Analyze, Isolation
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import busy_pause
-from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.server import check_server
 
 _RANDOM = Random()  # noqa: S311 - jitter
@@ -58,8 +57,7 @@ async def work_over(session: Session, job: Job) -> tuple[RefreshResult, ...]:
     if "." not in setting or setting == _EXECUTION_CONTEXT:
         # set_config('role', …) would work: the setting must be a custom one.
         raise Problem(RefreshReason.INVALID_SPEC, f"tenantSetting must hold a dot and not be {_EXECUTION_CONTEXT}.")
-    for problem in search_path_problems(job.run.search_path):
-        raise Problem(RefreshReason.INVALID_SPEC, f"searchPath{problem}")
+    await check_search_path(session, job.run.search_path)
     check_server(session.facts, allow_superuser=job.run.allow_superuser)
     if job.run.due_at is not None:
         job.clock_offset = await session.clock_offset()
