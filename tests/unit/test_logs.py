@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
@@ -84,7 +85,36 @@ def test_an_exception_stays_within_its_line(capsys: pytest.CaptureFixture[str]) 
     (line,) = lines(capsys)
     assert line["level"] == "ERROR"
     assert line["exc_info"].startswith("Traceback")
-    assert line["exc_info"].endswith("ValueError: two\nlines")
+    assert line["exc_info"].endswith("ValueError: two")
+    assert "test_logs.py" in line["exc_info"]
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_t8_a_trace_holds_no_rows_and_has_an_end(log_format: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(Settings(log_format=log_format))
+    refused = asyncpg.PostgresError.new({"S": "ERROR", "C": "23505", "M": "duplicate key", "D": "Key (card)=(4929)"})
+    assert "4929" in str(refused)
+    try:
+        try:
+            try:
+                raise refused
+            except asyncpg.PostgresError:
+                raise KeyError("x" * 100_000)  # noqa: B904 - its context is what matters here
+        except KeyError as error:
+            raise ExceptionGroup("several", [ValueError("one\ntwo"), refused]) from error
+    except ExceptionGroup:
+        log.exception("unexpected error", extra={"action": "refresh_error"})
+    told = capsys.readouterr().err
+    assert "4929" not in told
+    assert len(told) < 5000
+    for name in (
+        "UniqueViolationError: duplicate key",
+        "KeyError",
+        "direct cause",
+        "ExceptionGroup",
+        "ValueError: one",
+    ):
+        assert name in told
 
 
 def test_what_kopf_hangs_on_its_records_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
