@@ -63,8 +63,10 @@ def fixed_statements() -> set[str]:
     modules = [name for _, name, _ in pkgutil.iter_modules(postgres.__path__) if name.endswith("queries")]
     assert modules
     return {
-        value
+        statement
         for name in modules
         for constant, value in vars(importlib.import_module(f"{postgres.__name__}.{name}")).items()
-        if constant.isupper() and isinstance(value, str)
+        if constant.isupper()
+        for statement in (value.values() if isinstance(value, dict) else [value])
+        if isinstance(statement, str)
     }

@@ -138,7 +138,7 @@ class Scene:
             fault.network_too, seconds = True, 1.0
             self.networks_to_lose -= 1
         elif self.chance.random() < 0.1:
-            statement = self.chance.choice(["refresh", "with named", "commit", "commit"])
+            statement = self.chance.choice(["refresh", "with claim", "commit", "commit"])
             loses: Loss = self.chance.choice(["request", "answer"])
             fault = Fault(statement=statement, loses=loses)
             self.befell[f"{loses} lost"] += 1

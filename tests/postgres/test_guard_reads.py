@@ -12,9 +12,10 @@ from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR
 from tests.refreshes import ended, refresh, settled
 
-from matview_operator.adapters.postgres import guard_queries, queries
+from matview_operator.adapters.postgres import guard_queries
 from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.inspector import Inspector
+from matview_operator.adapters.postgres.lookup_queries import LOOKUP
 from matview_operator.adapters.postgres.session import Session
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Isolation
@@ -81,14 +82,14 @@ async def operating(database: Database) -> AsyncIterator[tuple[Intruded, Row]]:
     try:
         await session.begin()
         await session.rows("select set_config('search_path', 'pg_catalog, pg_temp', true), pg_advisory_xact_lock(7, 7)")
-        found = await session.row(queries.LOOKUP, *VIEW_ARGUMENTS)
+        found = await session.row(LOOKUP, *VIEW_ARGUMENTS)
         assert found is not None
         yield session, found
     finally:
         await session.close()
 
 
-VIEW_ARGUMENTS = (VIEW.schema, VIEW.name, True)
+VIEW_ARGUMENTS = (VIEW.schema, VIEW.name)
 
 
 async def make(database: Database) -> None:

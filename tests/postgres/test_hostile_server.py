@@ -96,7 +96,7 @@ AT = {
     "first": "select pg_catalog.current_setting('server_version')",
     "begin": "begin",
     "refresh": "refresh",
-    "claim": "with named",
+    "claim": "with claim",
     "commit": "commit",
     "password": "password",
 }

@@ -47,7 +47,7 @@ WORKING = {
     "locks": "select pg_catalog.set_config('statement_timeout'",
     "lookup": "select c.oid",
     "refresh": "refresh",
-    "claim": "with named",
+    "claim": "with claim",
 }
 COMMITTING = {"commit": "commit"}
 STAGES = CONNECTING | WORKING | COMMITTING

@@ -75,7 +75,7 @@ async def test_fault_22_a_view_given_to_another_owner_after_the_lookup_is_left_a
     failure(running.result(), Reason.PERMISSION_DENIED)
 
 
-@pytest.mark.parametrize("statement", ["with named", "commit"])
+@pytest.mark.parametrize("statement", ["with claim", "commit"])
 async def test_fault_22_a_refreshed_view_cannot_be_dropped_before_commit(database: Database, statement: str) -> None:
     dropper = await database.connect(APP_OWNER)
     async with paused(database, statement) as running:

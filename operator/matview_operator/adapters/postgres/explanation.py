@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matview_operator.adapters.postgres import catalogue_queries, queries
+from matview_operator.adapters.postgres import catalogue_queries
+from matview_operator.adapters.postgres.lookup_queries import LOOKUP
 from matview_operator.adapters.postgres.session import view_facts
 from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.domain.blocker import Blocker, lock_held_problem, lock_timeout_problem
@@ -57,7 +58,7 @@ async def explained(session: Session, work: Work, problem: Problem) -> Problem:
 
 async def _gone_problem(session: Session, run: Run, view_oid: int) -> Problem | None:
     """What became of the view that the lookup found, if it is not the one under its name any more."""
-    row = await session.row(queries.LOOKUP, run.view.schema, run.view.name, False)
+    row = await session.row(LOOKUP, run.view.schema, run.view.name)
     if row is not None and row.oid == view_oid:
         return None
     try:

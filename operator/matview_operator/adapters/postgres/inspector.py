@@ -12,6 +12,7 @@ import asyncpg
 from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.explanation import check_search_path, read_hazards, reading_problem
 from matview_operator.adapters.postgres.guard import read_facts
+from matview_operator.adapters.postgres.lookup_queries import LOOKUP
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.api.outcome import RefreshReason
@@ -58,7 +59,7 @@ class Inspector:
 
 async def _answer(session: Session, facts: ServerFacts, check: ViewCheck) -> ModeChoice | Problem:
     try:
-        row = await session.row(queries.LOOKUP, check.view.schema, check.view.name, False)
+        row = await session.row(LOOKUP, check.view.schema, check.view.name)
     except asyncpg.DataError as error:
         # A name that this database's encoding cannot write concerns this view alone.
         return problem_of(error)

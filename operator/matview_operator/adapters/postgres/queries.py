@@ -9,7 +9,6 @@ from typing import NewType, assert_never
 
 import asyncpg
 
-from matview_operator.adapters.postgres import source_queries
 from matview_operator.adapters.postgres.ledger_queries import LEDGER_FLAW
 from matview_operator.api.outcome import RefreshMode
 
@@ -91,7 +90,7 @@ RESET = "discard all"
 # With quote_all_identifiers on, PostgreSQL's own statements of REFRESH CONCURRENTLY have a syntax error (15 and 18).
 # transaction_timeout ends the session, so it comes a little later; set to the same time it would replace
 # statement_timeout, which leaves a session in which the failure can be recorded.
-SETTINGS_AND_LOCKS = """
+_SETTINGS = """
 select pg_catalog.set_config('statement_timeout', $1::int::text, true),
        pg_catalog.set_config('lock_timeout', coalesce($2, (extract(epoch from
          pg_catalog.current_setting('deadlock_timeout')::interval) * 1000 + 500)::int::text), true),
@@ -101,71 +100,27 @@ select pg_catalog.set_config('statement_timeout', $1::int::text, true),
        case when pg_catalog.current_setting('server_version_num')::int >= 170000
          then pg_catalog.set_config('transaction_timeout', ($1::int + 500)::text, true) end,
        pg_catalog.set_config('row_security', $3, true),
-       pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog',
-         (select pg_catalog.string_agg(pg_catalog.quote_ident(s.name), ', ' order by s.place)
-          from pg_catalog.unnest($9::text[]) with ordinality as s(name, place)), 'pg_temp'), true),
        pg_catalog.set_config('quote_all_identifiers', 'off', true),
        pg_catalog.set_config('app.execution_context', 'worker', true),
        coalesce(pg_catalog.current_setting($4, true), '') as leaked_setting,
        case when $5::text is not null then pg_catalog.set_config($4, $5, true) end,
-       pg_catalog.setseed($10),
+       pg_catalog.setseed($9),
+       """
+_LOCKS = """
        pg_catalog.pg_try_advisory_xact_lock($6::int, $7::int) as own_lock,
        pg_catalog.pg_try_advisory_xact_lock($6::int, $8::int) as global_lock
 """
 
-# $1 schema, $2 name, $3 blocking mode wanted. `data_as_of` is not later than the snapshot that REFRESH will see, which
-# under REPEATABLE READ is the transaction's. `version` changes with every committed refresh. `sources` are what the
-# view reads, `files` what those are stored in.
-_LOOKUP_COLUMNS = """
-select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, c.relkind::text as relkind,
- c.relispopulated as populated,
- pg_catalog.pg_has_role(c.relowner, 'USAGE') or case
-   when pg_catalog.current_setting('server_version_num')::int >= 170000
-   then pg_catalog.has_table_privilege(c.oid, 'MAINTAIN') else false end as may_refresh,
- exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisunique and i.indimmediate
-   and i.indisvalid and i.indpred is null and i.indexprs is null) as usable_index,
- pg_catalog.has_schema_privilege(n.oid, 'USAGE') as may_use_schema,
- pg_catalog.quote_ident(n.nspname) as schema,
- pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) as owner,
- pg_catalog.pg_has_role(c.relowner, 'MEMBER') as is_member,
- pg_catalog.has_database_privilege(c.relowner, pg_catalog.current_database(), 'TEMP') as owner_has_temp,
- ($3 and exists (select from pg_catalog.pg_locks l where l.locktype = 'relation' and l.relation = c.oid and l.granted
-   and l.pid is distinct from pg_catalog.pg_backend_pid() and l.database = (select d.oid from pg_catalog.pg_database d
-     where d.datname = pg_catalog.current_database()))) as in_use,
- pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
- pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
- case when pg_catalog.current_setting('transaction_isolation') = 'repeatable read' then pg_catalog.now()
-   else pg_catalog.clock_timestamp() end as data_as_of,
- c.xmin::text as version, s.sources, s.files"""
-_LOOKUP_FROM = (
-    """
-from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-cross join lateral ("""
-    + source_queries.SOURCES
-    + """) as s
-where n.nspname = $1 and c.relname = $2
-"""
-)
+SETTINGS_AND_LOCKS = _SETTINGS + "pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)," + _LOCKS
 
-LOOKUP = _LOOKUP_COLUMNS + _LOOKUP_FROM
-
-# $4 policy UID, $5 slot id, $6 lock token, $7 the slot in server time or null, $8 outcomes that were attempts,
-# $9 whether the view must be this tenant's alone.
-LOOKUP_WITH_LEDGER = (
-    _LOOKUP_COLUMNS  # noqa: S608 - constants only
-    + """,
- (select r.run_id from matview_ops.refresh_run r where r.recorded_by = session_user and r.policy_uid = $4
-   and r.view_oid = c.oid and r.slot_id = $5 and r.settles) as settled_by,
- (select r.run_id from matview_ops.refresh_run r where r.recorded_by = session_user and r.view_oid = c.oid
-   and r.lock_token = $6 and r.outcome = 'SUCCESS' and $7::timestamptz is not null
-   and r.data_as_of between $7::timestamptz and pg_catalog.clock_timestamp()
-   order by r.data_as_of desc limit 1) as covered_by,
- (select pg_catalog.count(*) from matview_ops.refresh_run r where r.policy_uid = $4 and r.view_oid = c.oid
-   and r.slot_id = $5 and r.outcome = any ($8::text[])) as earlier_attempts,
- ($9 and exists (select from matview_ops.refresh_run r where r.recorded_by = session_user and r.view_oid = c.oid
-   and r.lock_token <> $6 and r.outcome = 'SUCCESS'
-   and r.data_as_of > pg_catalog.clock_timestamp() - interval '24 hours')) as shared_with_another"""
-    + _LOOKUP_FROM
+# The same, $10 being the schemas that functions of the views may leave out.
+SETTINGS_WITH_SEARCH_PATH_AND_LOCKS = (
+    _SETTINGS  # noqa: S608 - constants only
+    + """
+       pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog',
+         (select pg_catalog.string_agg(pg_catalog.quote_ident(s.name), ', ' order by s.place)
+          from pg_catalog.unnest($10::text[]) with ordinality as s(name, place)), 'pg_temp'), true),"""
+    + _LOCKS
 )
 
 LEDGER_ROW = """
@@ -173,52 +128,49 @@ select r.data_as_of, r.finished_at, r.mode, r.rows_inserted, r.rows_deleted, r.r
 from matview_ops.refresh_run r where r.run_id = $1
 """
 
-_AFTER_COLUMNS = """
+# The name is resolved once more: an owner may have put another relation under it. $1 schema, $2 name, $3 OID.
+RECHECK = """
+select
  pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
  pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
  pg_catalog.current_setting('track_counts')::boolean as counted,
  case when c.reltuples >= 0 then c.reltuples::bigint end as estimated_rows,
  pg_catalog.pg_total_relation_size(c.oid) as size_bytes,
- pg_catalog.pg_current_xact_id()::text as xid"""
-
-# The name is resolved once more: an owner may have put another relation under it. $1 schema, $2 name, $3 OID.
-RECHECK = (
-    "select"  # noqa: S608 - constants only
-    + _AFTER_COLUMNS
-    + """,
+ pg_catalog.pg_current_xact_id()::text as xid,
  (select s.system_identifier from pg_catalog.pg_control_system() s) as system_identifier,
  (select p.timeline_id from pg_catalog.pg_control_checkpoint() p) as timeline
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where n.nspname = $1 and c.relname = $2 and c.oid = $3 and c.relkind = 'm'
 """
-)
 
-# The same, and the claim: the unique key over settled runs makes the slot's work exactly once.
-RECHECK_AND_CLAIM = (
-    """
-with named as (
-  select c.oid, pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) - $4::bigint as inserted,
-         pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) - $5::bigint as deleted,
-         pg_catalog.current_setting('track_counts')::boolean as counted
-  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  where n.nspname = $1 and c.relname = $2 and c.oid = $3 and c.relkind = 'm'
-), claim as (
+# The same, and the claim: the unique key over settled runs makes the slot's work exactly once. No row if another
+# relation has the name, or if the slot was settled meanwhile.
+RECHECK_AND_CLAIM = """
+with claim as (
   insert into matview_ops.refresh_run (policy_uid, view_oid, view_name, slot_id, due_at, attempt, outcome, lock_token,
     data_as_of, mode, rows_inserted, rows_deleted, rows_total, reason, correlation_id)
-  select $6, named.oid, $7, $8, $9, $10, 'SUCCESS', $11, $12, $13,
-    case when counted then inserted end,
-    case when counted and $13 = 'Concurrent' then deleted end,
-    case when counted and $13 = 'Blocking' then inserted end, $14, $15
-  from named
+  select $6, c.oid, $7, $8, $9, $10, 'SUCCESS', $11, $12, $13,
+    case when pg_catalog.current_setting('track_counts')::boolean
+      then pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) - $4::bigint end,
+    case when pg_catalog.current_setting('track_counts')::boolean and $13 = 'Concurrent'
+      then pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) - $5::bigint end,
+    case when pg_catalog.current_setting('track_counts')::boolean and $13 = 'Blocking'
+      then pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) - $4::bigint end, $14, $15
+  from pg_catalog.pg_class c
+  where c.relnamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspname = $1) and c.relname = $2
+    and c.oid = $3 and c.relkind = 'm'
   on conflict (recorded_by, policy_uid, view_oid, slot_id) where settles do nothing
-  returning run_id
+  returning run_id,
+    pg_catalog.pg_stat_get_xact_tuples_inserted(view_oid) as inserted,
+    pg_catalog.pg_stat_get_xact_tuples_deleted(view_oid) as deleted,
+    pg_catalog.current_setting('track_counts')::boolean as counted,
+    (select case when c.reltuples >= 0 then c.reltuples::bigint end from pg_catalog.pg_class c where c.oid = view_oid)
+      as estimated_rows,
+    pg_catalog.pg_total_relation_size(view_oid) as size_bytes,
+    pg_catalog.pg_current_xact_id()::text as xid
 )
-select (select claim.run_id from claim) as run_id,"""  # noqa: S608 - constants only
-    + _AFTER_COLUMNS
-    + """
-from named join pg_catalog.pg_class c on c.oid = named.oid
+select claim.* from claim
 """
-)
 
 RECORD_FAILURE = """
 insert into matview_ops.refresh_run (policy_uid, view_oid, view_name, slot_id, due_at, attempt, outcome, lock_token,

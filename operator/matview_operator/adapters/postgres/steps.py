@@ -10,13 +10,13 @@ from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.commit import PendingCommit
 from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.ledger import ATTEMPTS
+from matview_operator.adapters.postgres.lookup_queries import IN_USE, LOOKUP, LOOKUP_WITH_LEDGER
 from matview_operator.adapters.postgres.overtaking import check_sources
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.work import Stage, Work, mode_of, row_of
-from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.api.policy import Isolation
-from matview_operator.api.view import Concurrently
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.lock_keys import GLOBAL_KEY
 from matview_operator.domain.preflight import check_view, replaced_problem
@@ -30,7 +30,7 @@ async def lock(work: Work, session: Session) -> bool:
     shared = run.isolation is Isolation.SHARED
     log.debug("trying the locks", extra={"action": "lock_attempt", **work.log_fields()})
     row = await session.row(
-        queries.SETTINGS_AND_LOCKS,
+        queries.SETTINGS_WITH_SEARCH_PATH_AND_LOCKS if run.search_path else queries.SETTINGS_AND_LOCKS,
         max(1, round(work.job.remaining() * 1000)),
         None if run.lock_timeout_millis is None else str(run.lock_timeout_millis),
         # Off fails closed where the owner is subject to row-level security, instead of losing rows.
@@ -40,8 +40,8 @@ async def lock(work: Work, session: Session) -> bool:
         keys.view_key,
         keys.tenant_key,
         GLOBAL_KEY,
-        [*run.search_path],
         random.uniform(-1, 1),  # noqa: S311 - no secret depends on it
+        *([[*run.search_path]] if run.search_path else ()),
     )
     assert row is not None  # a select without from has one row
     if shared and row.leaked_setting:
@@ -62,24 +62,29 @@ async def look_up(work: Work, session: Session) -> None:
     """Find the view, what may be done with it, and what the ledger knows of it."""
     run, job = work.run, work.job
     job.stage = Stage.READING
-    arguments: list[Any] = [run.view.schema, run.view.name, run.concurrently is not Concurrently.ALWAYS]
+    name = (run.view.schema, run.view.name)
     if job.ledger:
-        row = await session.row(
-            queries.LOOKUP_WITH_LEDGER,
-            *arguments,
-            run.policy_uid,
-            run.slot_id,
-            run.lock_token,
-            None if run.due_at is None else run.due_at + job.clock_offset,
-            ATTEMPTS,
-            run.isolation is Isolation.TENANT,
-        )
+        is_alone = run.isolation is Isolation.TENANT
+        arguments: list[Any] = [run.policy_uid, run.slot_id, ATTEMPTS]
+        if run.due_at is not None:
+            arguments += [run.lock_token, run.due_at + job.clock_offset]
+        elif is_alone:
+            arguments.append(run.lock_token)
+        row = await session.row(LOOKUP_WITH_LEDGER[run.due_at is not None, is_alone], *name, *arguments)
     else:
-        row = await session.row(queries.LOOKUP, *arguments)
+        row = await session.row(LOOKUP, *name)
     work.found = row
     work.choice = check_view(
         run.view, view_facts(row), concurrently=run.concurrently, grouped=job.grouped, server=session.facts
     )
+
+
+async def would_queue(work: Work, session: Session) -> bool:
+    """Whether REFRESH would have to wait for somebody, and so make every new reader wait behind it."""
+    if mode_of(work) is RefreshMode.CONCURRENT:
+        return False
+    row = await session.row(IN_USE, row_of(work).oid)
+    return row is not None and bool(row.in_use)
 
 
 async def refresh(work: Work, session: Session) -> None:
@@ -121,6 +126,8 @@ async def claim(work: Work, session: Session) -> bool:
         )
     else:
         row = await session.row(queries.RECHECK, *name)
+    if row is None and claims and await session.row(queries.RECHECK, *name) is not None:
+        return False
     if row is None:
         raise replaced_problem(run.view)
     work.after = row
@@ -132,7 +139,7 @@ async def claim(work: Work, session: Session) -> bool:
             claimed=claims,
             identity=None if claims else (row.system_identifier, row.timeline),
         )
-    return not claims or row.run_id is not None
+    return True
 
 
 async def analyze(work: Work, session: Session) -> None:

@@ -16,7 +16,7 @@ from matview_operator.adapters.postgres.ledger import MAX_ATTEMPT, is_one_transa
 from matview_operator.adapters.postgres.overtaking import Overtaken, start_over
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.session import Session, SessionLost
-from matview_operator.adapters.postgres.steps import analyze, claim, lock, look_up, refresh
+from matview_operator.adapters.postgres.steps import analyze, claim, lock, look_up, refresh, would_queue
 from matview_operator.adapters.postgres.work import Job, Stage, Work, already_done, mode_of, row_of, success
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
@@ -112,8 +112,7 @@ async def _transaction(job: Job, session: Session, *, queue: bool) -> tuple[Refr
     if done is not None:
         await session.rollback()
         return done
-    if not queue and any(_would_queue(work) for work in job.works):
-        # Waiting for the lock would make every new reader wait behind us.
+    if not queue and await _is_anything_in_use(job, session):
         await session.rollback()
         return None
     if not await _refresh_and_claim(job, session):
@@ -126,6 +125,14 @@ async def _transaction(job: Job, session: Session, *, queue: bool) -> tuple[Refr
         if mode_of(work) is RefreshMode.BLOCKING and work.run.analyze is Analyze.AUTO:
             await analyze(work, session)
     return tuple(success(work) for work in job.works)
+
+
+async def _is_anything_in_use(job: Job, session: Session) -> bool:
+    for work in job.works:
+        job.at = work
+        if await would_queue(work, session):
+            return True
+    return False
 
 
 async def _refresh_and_claim(job: Job, session: Session) -> bool:
@@ -171,7 +178,3 @@ async def _done_before(job: Job, session: Session) -> tuple[RefreshResult, ...] 
                 "isolation: Shared in every policy that names it.",
             )
     return None
-
-
-def _would_queue(work: Work) -> bool:
-    return mode_of(work) is RefreshMode.BLOCKING and bool(row_of(work).in_use)
