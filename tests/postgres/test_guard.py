@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sandbox.pgtemplate import SUPERUSER
-from tests.database import APP_OWNER, MV_OPERATOR
+from tests.database import APP_OWNER, MV_OPERATOR, quoted
 from tests.refreshes import TENANT, ended, refresh
 
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
 from matview_operator.api.view import Concurrently, Guard
+from matview_operator.domain.view import ViewName
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -198,6 +199,33 @@ async def test_guard_compares_every_type_as_itself(database: Database) -> None:
     for column, of in zip(columns, TYPES, strict=True):
         result = await refresh(database, guard=Guard(keep_tenants=column))
         assert (*ended(result), *counted(result)) == (REJECTED, RefreshReason.TENANTS_LOST, 3, 2, 3, 1), of
+
+
+@pytest.mark.parametrize("databases", [15, 18], indirect=True)
+async def test_guard_takes_columns_and_views_of_any_name(database: Database) -> None:
+    names = ['a"b', "'; drop table source; --", "select", "Ünï 表", "tenant", "rows", "n" * 63, "$1", "a\\'b"]
+    await database.execute_as(
+        SUPERUSER,
+        f"alter database {database.name} set quote_all_identifiers = on;"
+        f"alter database {database.name} set standard_conforming_strings = off",
+    )
+    for name in names:
+        view = ViewName('Odd "schema"', name)
+        await database.execute_as(
+            SUPERUSER, f"create schema if not exists {quoted(view.schema)} authorization {APP_OWNER}"
+        )
+        full = f"{quoted(view.schema)}.{quoted(name)}"
+        await database.execute_as(
+            APP_OWNER,
+            f"""
+            drop table if exists source cascade;
+            create table source as select * from (values ('a'), ('b')) v(t);
+            create materialized view {full} as select t as {quoted(name)} from source;
+            delete from source where t = 'b';
+            """,
+        )
+        result = await refresh(database, view, guard=Guard(keep_tenants=name))
+        assert (*ended(result), *counted(result)) == (REJECTED, RefreshReason.TENANTS_LOST, 2, 1, 2, 1), name
 
 
 @pytest.mark.parametrize(
