@@ -136,6 +136,13 @@ def run(**options: Any) -> None:
 )
 @click.option("--timeout", metavar="SECONDS", type=float, default=3600.0, show_default=True, help="For each view.")
 @with_guard
+@click.option(
+    "--search-path",
+    metavar="SCHEMA",
+    multiple=True,
+    help="On PostgreSQL 15 and 16: a schema in which functions that views call may find names without one; may be "
+    "repeated.",
+)
 @click.option("--correlation-id", metavar="ID", help="Do this work once only; it is the id in results and logs too.")
 @click.option(
     "-o",
@@ -157,6 +164,7 @@ def refresh(
     concurrently: str,
     timeout: float,
     guard: Any,
+    search_path: tuple[str, ...],
     correlation_id: str | None,
     output: str,
     verbose_errors: bool,
@@ -178,7 +186,7 @@ def refresh(
     from matview_operator.api.view import Concurrently
     from matview_operator.domain.connection import parse_url
     from matview_operator.domain.result import FAILURES
-    from matview_operator.domain.view import ViewName
+    from matview_operator.domain.view import ViewName, name_from_sql
     from matview_operator.executor import new_request, refresh_all, refresh_in_order
     from matview_operator.interruption import collect
 
@@ -195,6 +203,7 @@ def refresh(
         idempotent=correlation_id is not None,
         verbose_errors=verbose_errors,
         guard=guard,
+        search_path=[name_from_sql(schema, kind="schema") for schema in search_path],
     )
     work = (
         refresh_all(target=target, request=request)

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from matview_operator.domain.errors import InvalidName, InvalidRequest, InvalidTarget, MatviewError
 from matview_operator.domain.guard import guard_of
-from matview_operator.domain.view import column_from_sql
+from matview_operator.domain.view import name_from_sql
 
 URL_VARIABLE = "DATABASE_URL"
 
@@ -104,7 +104,7 @@ def with_guard(command: Callable[..., None]) -> Callable[..., None]:
     def guarded(
         *, min_rows: int | None, max_row_loss_percent: int | None, keep_tenants: str | None, **rest: Any
     ) -> None:
-        column = None if keep_tenants is None else column_from_sql(keep_tenants)
+        column = None if keep_tenants is None else name_from_sql(keep_tenants, kind="column")
         guard = guard_of(min_rows=min_rows, max_row_loss_percent=max_row_loss_percent, keep_tenants=column)
         command(guard=guard, **rest)
 

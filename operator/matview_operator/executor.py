@@ -58,6 +58,8 @@ class Options(TypedDict, total=False):
     """By how many percent of its rows a view may shrink, 0 to 99."""
     keep_tenants: str | None
     """A column, literally: each value that it had must be there still."""
+    search_path: Sequence[str]
+    """On PostgreSQL 15 and 16: schemas, literally, in which functions that views call may find names without one."""
 
 
 async def refresh_single_async(
@@ -171,6 +173,7 @@ def _order(
     min_rows: int | None = None,
     max_row_loss_percent: int | None = None,
     keep_tenants: str | None = None,
+    search_path: Sequence[str] = (),
 ) -> tuple[ConnectionTarget, Request]:
     url = database_url or os.environ.get(URL_VARIABLE)
     if not url:
@@ -190,6 +193,7 @@ def _order(
         idempotent=idempotent,
         verbose_errors=verbose_errors,
         guard=guard_of(min_rows=min_rows, max_row_loss_percent=max_row_loss_percent, keep_tenants=keep_tenants),
+        search_path=search_path,
     )
 
 
@@ -203,6 +207,7 @@ def new_request(
     idempotent: bool,
     verbose_errors: bool = False,
     guard: Guard | None = None,
+    search_path: Sequence[str] = (),
 ) -> Request:
     """Make a request; a missing correlation id is made up. Raises InvalidRequest."""
     unique = str(uuid.uuid4())
@@ -217,6 +222,7 @@ def new_request(
         token=known if idempotent else f"{known}/{unique}",
         verbose_errors=verbose_errors,
         guard=guard,
+        search_path=tuple(search_path),
     )
 
 

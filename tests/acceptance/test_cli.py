@@ -117,6 +117,16 @@ async def test_a_guard_is_given_by_options(database: Database) -> None:
         assert (ended.code, ended.out) == (2, "")
 
 
+async def test_a_search_path_names_schemas_as_in_sql_and_none_of_the_servers(database: Database) -> None:
+    await database.make_view()
+    for wrong, said in (("PG_Temp", "search path[1]: name schemas of yours"), ("a, b", "not a schema name")):
+        ended = await run("refresh", "mv", "--search-path", '"PG_x"', "--search-path", wrong, url=database.url())
+        assert (ended.code, ended.out) == (2, "")
+        assert said in ended.err
+    ended = await run("refresh", "mv", "--search-path", "app", "-o", "json", url=database.url())
+    assert (ended.code, ended.outcomes()) == (0, {"mv": "SUCCESS"})
+
+
 async def test_a_held_lock_is_a_skip_and_no_failure(database: Database) -> None:
     await database.make_view()
     keys = lock_keys("mv")

@@ -9,7 +9,7 @@ from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, OTHER_TENANT, quoted
 from tests.refreshes import ended, failure, public, refresh
 
-from matview_operator import RefreshOutcome
+from matview_operator import RefreshOutcome, refresh_single_async
 from matview_operator.adapters.postgres.inspector import Inspector
 from matview_operator.api.outcome import RefreshReason as Reason
 from matview_operator.api.policy import Isolation
@@ -79,6 +79,8 @@ async def test_t6_a_search_path_names_the_schemas_that_are_meant(database: Datab
         assert result.outcome is RefreshOutcome.SUCCESS
         assert await price(database) == OWN
     assert await planted_was_run(database) is False
+    called = await refresh_single_async("mv", database_url=database.url(), search_path=[schema])
+    assert called.outcome is result.outcome
 
 
 async def test_t6_a_name_in_the_search_path_is_one_schema_whatever_it_holds(database: Database) -> None:

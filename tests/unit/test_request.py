@@ -41,6 +41,7 @@ def a_request(**fields: Any) -> Request:
         ({"correlation_id": ""}, "correlation id must have 1 to 128"),
         ({"correlation_id": "c" * 129}, "correlation id must have 1 to 128"),
         ({"correlation_id": "\x1b[2J"}, "correlation id must hold printable"),
+        ({"search_path": ("app", "pg_temp")}, r"search path\[1\]: name schemas of yours"),
         ({"timeout_seconds": 0}, "timeout"),
         ({"timeout_seconds": -1}, "timeout"),
         ({"timeout_seconds": 86_401}, "timeout"),

@@ -9,6 +9,7 @@ from matview_operator.api.policy import Isolation
 from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.errors import InvalidRequest
 from matview_operator.domain.run import Run, function_policy_uid, lock_token, request_id
+from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import GLOBAL, ViewName
 
@@ -37,6 +38,8 @@ class Request:
     """Whether results repeat the server's words where they may hold rows."""
     guard: Guard | None = None
     """For each view alike."""
+    search_path: tuple[str, ...] = ()
+    """Schemas, literally."""
 
     def __post_init__(self) -> None:
         if self.tenant_id == GLOBAL:
@@ -46,6 +49,8 @@ class Request:
         elif self.isolation is Isolation.TENANT:
             raise InvalidRequest("Isolation Tenant needs a tenant id: whose are these views?")
         _check_text("correlation id", self.correlation_id, characters=CORRELATION_CHARACTERS)
+        for problem in search_path_problems(self.search_path):
+            raise InvalidRequest(f"search path{problem}")
         if not (math.isfinite(self.timeout_seconds) and 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS):
             raise InvalidRequest(f"The timeout must be more than 0 and at most {MAX_TIMEOUT_SECONDS:.0f} seconds.")
 
@@ -65,6 +70,7 @@ class Request:
             due_at=None,
             correlation_id=self.correlation_id,
             guard=self.guard,
+            search_path=self.search_path,
         )
 
 

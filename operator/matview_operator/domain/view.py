@@ -88,11 +88,11 @@ def check_identifier(name: str, *, what: str) -> None:
         raise InvalidName(f"The name {name[:20]}… has {size} bytes; PostgreSQL keeps {IDENTIFIER_BYTES}.")
 
 
-def column_from_sql(text: str) -> str:
-    """Read a column's name as SQL would. Raises InvalidName for anything that is not one identifier."""
+def name_from_sql(text: str, *, kind: str) -> str:
+    """Read the name of a column or schema as SQL would. Raises InvalidName for anything but one identifier."""
     match = _PART.fullmatch(text)
     if match is None:
-        raise InvalidName(f"{text[:80]!r} is not a column name. Write NAME, with double quotes if it is an odd one.")
+        raise InvalidName(f"{text[:80]!r} is not a {kind} name. Write NAME, with double quotes if it is an odd one.")
     return _identifier(match)
 
 

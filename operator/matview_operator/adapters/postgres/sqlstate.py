@@ -61,7 +61,8 @@ _CLASSES: dict[str, Reason] = {
 _REMEDIES: dict[Reason, str] = {
     Reason.UNSAFE_SEARCH_PATH: (
         "A function that the view calls names it without a schema. Run ALTER FUNCTION … SET search_path = …, or write "
-        "the schema in the function; on PostgreSQL 15 and 16 spec.searchPath of the MatviewDatabase helps too."
+        "the schema in the function; on PostgreSQL 15 and 16 spec.searchPath of the MatviewDatabase, or --search-path, "
+        "helps too."
     ),
 }
 """What to do, where neither the server nor a check of the catalogue says so."""
