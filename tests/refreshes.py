@@ -149,6 +149,40 @@ async def backends(database: Database, role: str = MV_OPERATOR) -> object:
     )
 
 
+async def refresh_group(
+    database: Database,
+    *names: str,
+    via: Gateway | None = None,
+    timeout_seconds: float = 20,
+    slot: str | None = None,
+    **fields: Any,
+) -> list[RefreshResult]:
+    """Refresh these views of schema public together, as the operator's role; further fields are the runs'."""
+    fields["slot_id"] = request_id(slot or str(uuid.uuid4()))
+    results = await Refresher().refresh_group(
+        target=parse_url(database.url(via=via)),
+        runs=[a_run(public(name), **fields) for name in names],
+        timeout_seconds=timeout_seconds,
+    )
+    assert [result.view_name for result in results] == [*names]
+    return [*results]
+
+
+async def make_pair(database: Database) -> None:
+    """Make two views, `first` and `last`, of one table `base` with the rows 1 to 3."""
+    await database.execute_as(
+        APP_OWNER,
+        """
+        create table base (id int primary key);
+        insert into base select generate_series(1, 3);
+        create materialized view first as select id from base;
+        create unique index on first (id);
+        create materialized view last as select id from base;
+        create unique index on last (id);
+        """,
+    )
+
+
 def public(name: str) -> ViewName:
     return ViewName("public", name)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR
-from tests.refreshes import GatedView, a_run, backends, ended, ledger_rows, public, refresh, settled
+from tests.refreshes import GatedView, backends, ended, ledger_rows, make_pair, public, refresh, refresh_group, settled
 
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.postgres import overtaking
 from matview_operator.adapters.postgres.inspector import Inspector
-from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.api.view import Concurrently, Guard
@@ -24,52 +22,16 @@ from matview_operator.domain.errors import Problem
 from matview_operator.domain.inspection import ViewCheck
 from matview_operator.domain.lock_keys import lock_keys
 from matview_operator.domain.mode import ModeChoice
-from matview_operator.domain.run import request_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandbox.pgbouncer import PgBouncer
-    from tests.database import Database, Gateway
+    from tests.database import Database
 
-    from matview_operator.domain.result import RefreshResult
 
 FRESH = (RefreshOutcome.SUCCESS, None)
 ROLLED_BACK = (RefreshOutcome.INTERRUPTED, RefreshReason.GROUP_ROLLED_BACK)
-
-
-async def refresh_group(
-    database: Database,
-    *names: str,
-    via: Gateway | None = None,
-    timeout_seconds: float = 20,
-    slot: str | None = None,
-    **fields: Any,
-) -> list[RefreshResult]:
-    """Refresh these views of schema public together, as the operator's role; further fields are the runs'."""
-    fields["slot_id"] = request_id(slot or str(uuid.uuid4()))
-    results = await Refresher().refresh_group(
-        target=parse_url(database.url(via=via)),
-        runs=[a_run(public(name), **fields) for name in names],
-        timeout_seconds=timeout_seconds,
-    )
-    assert [result.view_name for result in results] == [*names]
-    return [*results]
-
-
-async def make_pair(database: Database) -> None:
-    """Make two views, `first` and `last`, of one table `base` with the rows 1 to 3."""
-    await database.execute_as(
-        APP_OWNER,
-        """
-        create table base (id int primary key);
-        insert into base select generate_series(1, 3);
-        create materialized view first as select id from base;
-        create unique index on first (id);
-        create materialized view last as select id from base;
-        create unique index on last (id);
-        """,
-    )
 
 
 async def rows(database: Database, *names: str) -> list[object]:
@@ -251,6 +213,7 @@ async def test_a_group_has_one_deadline(database: Database) -> None:
     assert await rows(database, "first", "last") == [3, 3]
 
 
+@pytest.mark.parametrize("databases", [18], indirect=True)
 async def test_a_cancelled_group_stops_on_the_server_and_tells_of_every_view(database: Database) -> None:
     gated = await make_gated_group(database)
     await gated.shut()
@@ -314,6 +277,7 @@ async def test_readers_read_old_rows_of_all_views_until_the_group_commits(databa
 # Guarded.
 
 
+@pytest.mark.parametrize("databases", [18], indirect=True)
 async def test_new_rows_that_a_guard_rejects_leave_all_views_as_they_were(database: Database) -> None:
     await make_pair(database)
     await database.execute_as(APP_OWNER, "grant select on first, last to public; delete from base")
@@ -346,6 +310,7 @@ async def test_a_guard_reads_no_relation_that_takes_the_name_after_the_snapshot(
 # Beside others.
 
 
+@pytest.mark.parametrize("databases", [18], indirect=True)
 @pytest.mark.parametrize("held", ["first", "last"])
 async def test_a_held_lock_of_one_view_gives_back_the_others_at_once(database: Database, held: str) -> None:
     await make_pair(database)
@@ -360,16 +325,25 @@ async def test_a_held_lock_of_one_view_gives_back_the_others_at_once(database: D
     assert await ledger_rows(database) == []
 
 
-@pytest.mark.parametrize("change", ["insert into base values (5)", "delete from base where id = 1", "select 1"])
-@pytest.mark.parametrize("mode", ["", "concurrently"])
+@pytest.mark.parametrize(
+    ("change", "mode", "through"),
+    [
+        ("insert into base values (5)", "concurrently", "direct"),  # and 4, which both add: 23505
+        ("insert into base values (5)", "concurrently", "pgbouncer"),
+        ("insert into base values (5); delete from base where id = 4", "concurrently", "direct"),  # no error at all
+        ("delete from base where id = 1", "concurrently", "direct"),
+        ("select 1", "", "direct"),
+    ],
+)
 async def test_somebodys_refresh_between_snapshot_and_lock_is_noticed(
-    database: Database, change: str, mode: str
+    database: Database, pgbouncer: Callable[..., PgBouncer], change: str, mode: str, through: str
 ) -> None:
     """Rows that the other one added are in no snapshot of ours: REFRESH … CONCURRENTLY would leave them, silently."""
     gated = await make_gated_group(database)
+    via = pgbouncer(database, pool_size=2) if through == "pgbouncer" else None
     await database.execute_as(APP_OWNER, "insert into base values (4)")
     await gated.shut()
-    task = asyncio.create_task(refresh_group(database, *GROUP))
+    task = asyncio.create_task(refresh_group(database, *GROUP, via=via))
     await gated.reached()
     await database.execute_as(APP_OWNER, change)
     await database.execute_as(MV_OPERATOR, f"refresh materialized view {mode} last")
@@ -380,6 +354,7 @@ async def test_somebodys_refresh_between_snapshot_and_lock_is_noticed(
         assert await database.value_as(APP_OWNER, f"select array_agg(id order by id) from {name}") == newest
 
 
+@pytest.mark.parametrize("databases", [18], indirect=True)
 async def test_others_who_come_between_too_often_end_the_group_with_what_to_do(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +372,7 @@ async def test_others_who_come_between_too_often_end_the_group_with_what_to_do(
     assert {row[:2] for row in await ledger_rows(database)} == {("FAILED", "Deadlock")}
 
 
+@pytest.mark.parametrize("databases", [18], indirect=True)
 async def test_duplicate_keys_of_the_view_itself_are_not_tried_again(database: Database) -> None:
     await make_pair(database)
     await database.execute_as(

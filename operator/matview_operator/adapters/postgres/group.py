@@ -51,6 +51,11 @@ async def watch(job: Job, session: Session) -> None:
     await session.rows(group_queries.WATCH, _oids(job))
 
 
+async def share_time(job: Job, session: Session) -> None:
+    """Before each REFRESH: the server's own timeout is to come before ours, so that the failure can be recorded."""
+    await session.rows(group_queries.TIME_LEFT, max(1, round(job.remaining() * 1000)))
+
+
 async def check_watched(job: Job, session: Session) -> None:
     """After the last REFRESH: raises Overtaken if somebody else refreshed a view since the snapshot."""
     ours = {row.oid: row.ours for row in await session.rows(group_queries.WATCHED)}

@@ -17,6 +17,9 @@ with recursive reads(view, rel, kind) as (
 select reads.view, reads.rel as reads from reads where reads.kind = 'm' and reads.rel = any ($1::oid[])
 """
 
+# $1 milliseconds.
+TIME_LEFT = "select pg_catalog.set_config('statement_timeout', $1::int::text, true)"
+
 # The row of pg_class that the snapshot sees, whose xmax is read when it is fetched: who put a newer one in its place.
 # A cursor, because after our own REFRESH a new query would see the newer row only. $1 OIDs.
 WATCH = """

@@ -143,6 +143,8 @@ async def _refresh_and_claim(job: Job, session: Session) -> bool:
         await group.watch(job, session)
     for work in works:
         job.at = work
+        if job.grouped:
+            await group.share_time(job, session)
         await refresh(work, session)
     if job.grouped:
         await group.check_watched(job, session)
