@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 import psutil
 from sandbox.cache import FOLDER_VARIABLE, cache_folder
 from sandbox.processes import answers, has_ended
+from tests.canaries import looked_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,6 +96,7 @@ class Program:
                     process.kill()
         self._process.wait()
         self._reader.join()
+        looked_at(bytes(self._output), place=f"output of process {self._process.pid}")
 
     @property
     def output(self) -> str:

@@ -15,6 +15,8 @@ from sandbox.controlplane.binaries import Binaries
 from sandbox.errors import SandboxError
 from sandbox.operator_process import OperatorProcess
 from sandbox.postgres import PostgresServer
+from tests.canaries import looked_at
+from tests.cluster.exposition import scrape
 from tests.cluster.tenant import Tenant
 from tests.databases import Databases
 
@@ -107,6 +109,8 @@ def operator(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
     ) as process:
         process.wait_ready()
         yield process
+        if process.alive:
+            looked_at(scrape(process).encode(), place="metrics of the operator")
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox.pgtemplate import SUPERUSER
+from tests.cluster.exposition import scrape
 from tests.cluster.tenant import Tenant, condition, is_ready, not_ready_because, policy
-from tests.cluster.test_main_job import log_of, scrape
+from tests.cluster.test_main_job import log_of
 from tests.database import APP_OWNER
 
 from matview_operator import refresh_single_async

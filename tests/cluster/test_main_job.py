@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from datetime import UTC, datetime
 from typing import Any
 
 from sandbox.operator_process import OperatorProcess
 from sandbox.pgtemplate import SUPERUSER
 from tests.cluster.conftest import MANIFESTS, REVISION
+from tests.cluster.exposition import scrape
 from tests.cluster.tenant import Json, Tenant, condition, is_ready, policy
 from tests.database import APP_OWNER
 
@@ -167,11 +167,6 @@ async def test_evidence_the_metrics_name_the_build_and_ci_its_commit(operator: O
     dockerfile = (MANIFESTS.parent / "Dockerfile").read_text()
     assert re.search(r"^ARG REVISION", dockerfile, re.MULTILINE)
     assert re.search(r"MATVIEW_REVISION=.*\$\{?REVISION", dockerfile)
-
-
-def scrape(operator: OperatorProcess) -> str:
-    with urllib.request.urlopen(operator.metrics_url, timeout=5) as answer:  # noqa: S310 - loopback
-        return str(answer.read().decode())
 
 
 def log_of(operator: OperatorProcess) -> list[dict[str, Any]]:

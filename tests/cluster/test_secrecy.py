@@ -19,8 +19,8 @@ from sandbox.operator_process import OperatorProcess
 from sandbox.password import MARK
 from sandbox.processes import free_port
 from tests.canaries import disguises
-from tests.cluster.tenant import Json, Tenant, audit, condition, database, is_ready, policy
-from tests.cluster.test_main_job import scrape
+from tests.cluster.exposition import scrape
+from tests.cluster.tenant import Json, Tenant, condition, database, is_ready, policy
 from tests.database import APP_OWNER, MV_OPERATOR
 
 SECRETS: dict[str, tuple[dict[str, str], str]] = {
@@ -82,8 +82,7 @@ async def test_t8_no_password_reaches_log_status_event_metric_or_process(
     talkative.send(signal.SIGTERM)
     talkative.stop()
     log = talkative.log_text()
-    said = [entry for entry in audit(tenant.cluster) if entry.get("objectRef", {}).get("namespace") == tenant.namespace]
-    written = [entry["requestObject"] for entry in said if "requestObject" in entry]
+    written = [entry["requestObject"] for entry in tenant.audited() if "requestObject" in entry]
     outputs = {
         "log": log,
         "metrics": metrics,
