@@ -206,6 +206,17 @@ def test_the_pod_passes_the_restricted_pod_security_standard(
     assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]) == (1, {"type": "Recreate"})
 
 
+def test_the_network_policy_of_the_documents_is_taken_and_is_about_the_operators_pods(control_plane: Cluster) -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    policy = next(block for block in text.split("```yaml\n")[1:] if "kind: NetworkPolicy" in block).partition("```")[0]
+    taken = control_plane.run_kubectl(
+        "create", "--dry-run=server", "-n", "default", "-o", "yaml", "-f", "-", input=policy.replace(SYSTEM, "default")
+    )
+    wanted = yaml.safe_load(taken.stdout)["spec"]["podSelector"]["matchLabels"].items()
+    pod = of_kind(build(control_plane, ROOT / "manifests" / "cluster"), "Deployment")["spec"]["template"]
+    assert wanted <= pod["metadata"]["labels"].items()
+
+
 def test_the_namespaced_operator_is_told_its_namespace(control_plane: Cluster) -> None:
     wide, narrow = (
         of_kind(build(control_plane, ROOT / "manifests" / installation), "Deployment")["spec"]["template"]["spec"]

@@ -43,20 +43,20 @@ SAME_HOST = [
 
 @dataclass
 class Listener:
-    """Somebody at the operator's own host, at every address of it."""
+    """Somebody at the operator's own host."""
 
     port: int
     connections: list[str] = field(default_factory=list)
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[Listener]:
+async def listening(address: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Listener]:
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         del reader
         found.connections.append(str(writer.get_extra_info("peername")))
         writer.close()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, address, port)
     found = Listener(port=server.sockets[0].getsockname()[1])
     yield found
     server.close()
@@ -121,9 +121,12 @@ async def test_of_a_names_addresses_only_the_permitted_are_tried(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view = await database.make_view()
-    addresses = ["169.254.169.254", "127.0.0.1", "::1"]
+    addresses = ["127.0.0.2", "127.0.0.1"]
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    target = replace(parse_url(database.url()), host="both.example", destinations=Destinations.read(["127.0.0.1"]))
-    result = await Refresher().refresh(target=target, run=a_run(view, timeout_seconds=5))
+    target = parse_url(database.url())
+    async with listening("127.0.0.2", target.port) as listener:
+        guarded = replace(target, host="both.example", destinations=Destinations.read(["127.0.0.1"]))
+        result = await Refresher().refresh(target=guarded, run=a_run(view))
     assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
+    assert listener.connections == []

@@ -7,7 +7,9 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kubernetes.aio import client
 
+from matview_operator.adapters.kube.client import api_addresses
 from matview_operator.domain.destination import Destinations
 
 REFUSED = {
@@ -103,3 +105,18 @@ def test_the_answer_is_always_one_or_the_other(address: object, allowed: list[st
     if ip_address(str(address)).is_global and not ip_address(str(address)).is_multicast:
         # Of the internet's addresses only those of a cloud, and those that stand for something else.
         assert refusal is None or str(address).startswith(("2002:", "64:ff9b:", "168.63.129.16"))
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses"),
+    [
+        ("https://10.96.0.1:443", ["10.96.0.1"]),
+        ("https://[fd00::1]:6443", ["fd00::1"]),
+        ("https://10.96.0.1/k8s/clusters/c", ["10.96.0.1"]),
+        ("https://nowhere.invalid:6443", []),
+    ],
+)
+async def test_the_api_servers_addresses_are_those_that_we_speak_to(url: str, addresses: list[str]) -> None:
+    configuration = client.Configuration()
+    configuration.host = url
+    assert await api_addresses(configuration) == addresses
