@@ -5,11 +5,11 @@ A statement is planned each time that it is sent, so each run's holds no more th
 
 from __future__ import annotations
 
-from matview_operator.adapters.postgres.source_queries import SOURCES
+from matview_operator.adapters.postgres.source_queries import DIRECT_SOURCES
 
 # $1 schema, $2 name. `data_as_of` is not later than the snapshot that REFRESH will see, which under REPEATABLE READ is
 # the transaction's. `version` changes with every committed refresh. `sources` are what the view reads, `files` what
-# those are stored in.
+# those are stored in; there are more if it reads through views or partitions.
 _LOOKUP_COLUMNS = """
 select c.oid, pg_catalog.format('%s.%I', c.relnamespace::pg_catalog.regnamespace, c.relname) as quoted,
  c.relkind::text as relkind,
@@ -28,7 +28,7 @@ select c.oid, pg_catalog.format('%s.%I', c.relnamespace::pg_catalog.regnamespace
  pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
  case when pg_catalog.current_setting('transaction_isolation') = 'repeatable read' then pg_catalog.now()
    else pg_catalog.clock_timestamp() end as data_as_of,
- c.xmin::text as version, s.sources, s.files"""
+ c.xmin::text as version, s.sources, s.files, s.reads_through"""
 _OF_THIS_NAME = """
 where c.relnamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspname = $1) and c.relname = $2
 """
@@ -36,7 +36,7 @@ where c.relnamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspn
 _FROM = (
     """
 from pg_catalog.pg_class c cross join lateral ("""
-    + SOURCES
+    + DIRECT_SOURCES
     + ") s"
 )
 

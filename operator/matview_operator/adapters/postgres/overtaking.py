@@ -19,6 +19,7 @@ import random
 import asyncpg
 
 from matview_operator.adapters.postgres import group_queries, source_queries
+from matview_operator.adapters.postgres.authentication import Row
 from matview_operator.adapters.postgres.session import Session
 from matview_operator.adapters.postgres.work import Job, Work, row_of
 from matview_operator.api.outcome import RefreshReason
@@ -38,14 +39,24 @@ class Overtaken(MatviewError):
     """Somebody else has changed what the snapshot should have shown. The text names the relations."""
 
 
+async def note_sources(work: Work, session: Session) -> None:
+    """Before REFRESH of a view: note which files hold what it reads."""
+    found: Row | None = row_of(work)
+    if found is not None and found.reads_through:
+        found = await session.row(source_queries.SOURCES, found.oid)
+    if found is not None:
+        work.files = dict(zip(found.sources or (), found.files or (), strict=True))
+
+
 async def check_sources(work: Work, session: Session) -> None:
     """After REFRESH of a view: raises Overtaken if it read a table that was rewritten after the snapshot."""
-    found = row_of(work)
     # What the group itself has refreshed it sees as it is.
     own = {each.found.oid for each in work.job.works if each.found is not None}
-    files = {rel: file for rel, file in zip(found.sources or (), found.files or (), strict=True) if rel not in own}
-    if not files:
+    files = {rel: file for rel, file in work.files.items() if rel not in own}
+    now = await session.row(source_queries.FILES, [*files]) if files else None
+    if now is None or now.files == [*files.values()]:
         return
+    # Not all of them are locked, and so were read: which are is asked only now, because it takes longer to plan.
     rewritten = await session.rows(source_queries.REWRITTEN, [*files], [*files.values()])
     if rewritten:
         raise Overtaken(", ".join(row.relation for row in rewritten))

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-# For use within a query, where `c` is the view's row of pg_class: the tables, partitions and materialized views that it
-# reads, through ordinary views too, and the files that they are stored in.
+# For use within the lookup, where `c` is the view's row of pg_class: the tables and materialized views that it reads,
+# the files that they are stored in, and whether there is more behind them. Planned for each run, so no more than this.
+DIRECT_SOURCES = """
+  select pg_catalog.array_agg(t.oid) filter (where t.relfilenode <> 0) as sources,
+    pg_catalog.array_agg(t.relfilenode) filter (where t.relfilenode <> 0) as files,
+    pg_catalog.bool_or(t.relkind in ('p', 'v') or t.relhassubclass) as reads_through
+  from pg_catalog.pg_rewrite w
+  join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
+   and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> c.oid
+  join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('r', 'p', 'v', 'm')
+  where w.ev_class = c.oid and w.ev_type = '1'
+"""
+
+# The same through ordinary views, and with partitions and tables that inherit. $1 OID of the view.
 SOURCES = """
-  with recursive src(rel, kind) as (
-    select c.oid, 'v'::text
-   union
-    select found.rel, found.kind from src cross join lateral (
-      select t.oid, t.relkind::text
-      from pg_catalog.pg_rewrite w
-      join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
-       and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> src.rel
-      join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('r', 'p', 'v', 'm')
-      where w.ev_class = src.rel and w.ev_type = '1' and src.kind = 'v'
-     union all
-      select i.inhrelid, 'r' from pg_catalog.pg_inherits i where i.inhparent = src.rel and src.kind in ('r', 'p')
-    ) as found(rel, kind)
-  )
-  select pg_catalog.array_agg(t.oid) as sources, pg_catalog.array_agg(t.relfilenode) as files
-  from src join pg_catalog.pg_class t on t.oid = src.rel where src.kind <> 'v' and t.relfilenode <> 0
+with recursive src(rel, kind) as (
+  select $1::oid, 'v'::text
+ union
+  select found.rel, found.kind from src cross join lateral (
+    select t.oid, t.relkind::text
+    from pg_catalog.pg_rewrite w
+    join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
+     and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> src.rel
+    join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('r', 'p', 'v', 'm')
+    where w.ev_class = src.rel and w.ev_type = '1' and src.kind = 'v'
+   union all
+    select i.inhrelid, 'r' from pg_catalog.pg_inherits i where i.inhparent = src.rel and src.kind in ('r', 'p')
+  ) as found(rel, kind)
+)
+select pg_catalog.array_agg(t.oid) as sources, pg_catalog.array_agg(t.relfilenode) as files
+from src join pg_catalog.pg_class t on t.oid = src.rel where src.kind <> 'v' and t.relfilenode <> 0
+"""
+
+# $1 OIDs.
+FILES = """
+select array(select pg_catalog.pg_relation_filenode(s.rel) from pg_catalog.unnest($1::oid[]) as s(rel)) as files
 """
 
 # Sources whose rows went into another file before REFRESH locked them: they are not to be seen at its snapshot. What it

@@ -11,7 +11,7 @@ from matview_operator.adapters.postgres.commit import PendingCommit
 from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.ledger import ATTEMPTS
 from matview_operator.adapters.postgres.lookup_queries import IN_USE, LOOKUP, LOOKUP_WITH_LEDGER
-from matview_operator.adapters.postgres.overtaking import check_sources
+from matview_operator.adapters.postgres.overtaking import check_sources, note_sources
 from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.work import Stage, Work, mode_of, row_of
@@ -77,6 +77,7 @@ async def look_up(work: Work, session: Session) -> None:
     work.choice = check_view(
         run.view, view_facts(row), concurrently=run.concurrently, grouped=job.grouped, server=session.facts
     )
+    await note_sources(work, session)
 
 
 async def would_queue(work: Work, session: Session) -> bool:

@@ -81,6 +81,8 @@ class Work:
     run: Run
     job: Job
     found: Row | None = None
+    files: dict[int, int] = field(default_factory=dict)
+    """What the view reads is stored in, by OID, before REFRESH."""
     choice: ModeChoice | None = None
     watch: Watch | None = None
     attempt: int = 1
