@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import asyncpg
+import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER
 from tests.refreshes import failure, public, refresh
@@ -76,23 +77,19 @@ async def test_every_kind_of_index_in_every_mode(database: Database) -> None:
         assert await is_taken_by_the_server(database, view) is usable, kind
 
         if_possible = await refresh(database, view)
-        if usable:
-            assert (if_possible.outcome, if_possible.mode) == (RefreshOutcome.SUCCESS, RefreshMode.CONCURRENT), kind
-            assert if_possible.error_type is None
-        else:
-            blocking(if_possible, Reason.NO_UNIQUE_INDEX)
-        blocking(await refresh(database, view, concurrently=Concurrently.NEVER), None)
         always = await refresh(database, view, concurrently=Concurrently.ALWAYS)
         if usable:
-            assert (always.outcome, always.mode) == (RefreshOutcome.SUCCESS, RefreshMode.CONCURRENT)
+            for result in (if_possible, always):
+                assert (result.outcome, result.mode) == (RefreshOutcome.SUCCESS, RefreshMode.CONCURRENT), kind
+                assert result.error_type is None
         else:
+            blocking(if_possible, Reason.NO_UNIQUE_INDEX)
             failure(always, Reason.NO_UNIQUE_INDEX, f"CREATE UNIQUE INDEX ON public.{view} (…);")
 
-        for mode, reason in ((Concurrently.IF_POSSIBLE, Reason.FIRST_POPULATE), (Concurrently.NEVER, None)):
-            await database.execute_as(APP_OWNER, f"refresh materialized view {view} with no data")
-            always = await refresh(database, view, concurrently=Concurrently.ALWAYS)
-            failure(always, Reason.NOT_POPULATED if usable else Reason.NO_UNIQUE_INDEX)
-            blocking(await refresh(database, view, concurrently=mode), reason)
+        await database.execute_as(APP_OWNER, f"refresh materialized view {view} with no data")
+        always = await refresh(database, view, concurrently=Concurrently.ALWAYS)
+        failure(always, Reason.NOT_POPULATED if usable else Reason.NO_UNIQUE_INDEX)
+        blocking(await refresh(database, view), Reason.FIRST_POPULATE)
 
         recorded = await database.fetch_as(
             SUPERUSER,
@@ -100,12 +97,17 @@ async def test_every_kind_of_index_in_every_mode(database: Database) -> None:
             str(view),
         )
         assert [tuple(row) for row in recorded] == [
-            ("Concurrent", None) if usable else ("Blocking", "NoUniqueIndex"),
-            ("Blocking", None),
-            *([("Concurrent", None)] if usable else []),
+            *([("Concurrent", None)] * 2 if usable else [("Blocking", "NoUniqueIndex")]),
             ("Blocking", "FirstPopulate"),
-            ("Blocking", None),
         ]
+
+
+@pytest.mark.parametrize("kind", ["plain", "none"])
+async def test_never_makes_readers_wait_whatever_there_is(database: Database, kind: str) -> None:
+    view = await make(database, 0, kind)
+    blocking(await refresh(database, view, concurrently=Concurrently.NEVER), None)
+    await database.execute_as(APP_OWNER, f"refresh materialized view {view} with no data")
+    blocking(await refresh(database, view, concurrently=Concurrently.NEVER), None)
 
 
 async def test_what_a_failed_create_index_concurrently_leaves_is_no_index_until_it_is_mended(
