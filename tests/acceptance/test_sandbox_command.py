@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sandbox(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """A running sandbox."""
-    with Program([*SANDBOX, folder], folder=tmp_path_factory.mktemp("sandbox")) as program:
+    home = tmp_path_factory.mktemp("sandbox")
+    with Program([*SANDBOX, folder], folder=home, shows_passwords=True) as program:
         program.wait_for(UP)
         yield program
 
