@@ -6,9 +6,14 @@ import asyncio
 
 import click
 
-from bench import executor, guard, throughput
+from bench import executor, guard, ledger, throughput
 
-BENCHMARKS = {"executor": executor.measure, "guard": guard.measure, "throughput": throughput.measure}
+BENCHMARKS = {
+    "executor": executor.measure,
+    "guard": guard.measure,
+    "throughput": throughput.measure,
+    "ledger": ledger.measure,
+}
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -17,7 +22,8 @@ def main(names: tuple[str, ...]) -> None:
     """Measure on servers of their own, print tables, and write bench/results.
 
     NAME is a benchmark, or none for all of them: executor (a run against a bare REFRESH), guard (what its checks
-    add) and throughput (runs per second, CPU time per run). Compare ratios, with nothing else running on the machine.
+    add), throughput (runs per second, CPU time per run) and ledger (a million runs, and how they are forgotten).
+    Compare ratios, with nothing else running on the machine.
     """
     for name in names or BENCHMARKS:
         asyncio.run(BENCHMARKS[name]())
