@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import NamedTuple
 
 from matview_operator.domain.view import GLOBAL
@@ -18,6 +19,7 @@ class LockKeys(NamedTuple):
         return f"view_key={self.view_key},tenant_key={self.tenant_key}"
 
 
+@lru_cache(maxsize=1024)  # a run asks five times
 def lock_keys(view_name: str, tenant_id: str | None = None) -> LockKeys:
     """Return the keys of a view and a tenant; no tenant means GLOBAL.
 
