@@ -399,3 +399,24 @@ async def test_the_functions_for_all_views_use_one_connection_for_them(database:
         assert len(results) == 3
         assert proxy.connections == 2  # one that lists the views
     await settled(lambda: backends(database, MV_OPERATOR), 0)
+
+
+@only_18
+async def test_a_consistent_group_leaves_nothing_for_the_next_run(database: Database) -> None:
+    await database.execute_as(APP_OWNER, WITNESS)
+    views = [await database.make_view(f"mv_{number}") for number in range(2)]
+    async with runs_over(database, idle_seconds=0) as runs:
+        fresh = await witnessed(runs)
+    async with runs_over(database) as runs:
+        first = await runs.backend()
+        results = await Refresher(runs.pool).refresh_group(
+            target=runs.target, runs=[a_run(view) for view in views], timeout_seconds=20
+        )
+        assert [result.outcome for result in results] == [RefreshOutcome.SUCCESS] * 2
+        assert await runs.backend() == first
+        # REFRESH CONCURRENTLY makes a temporary table and drops it; its schema stays, empty, as long as the session.
+        own = {"schemas", "temporary"}
+        found = await witnessed(runs)
+        assert {name: found[name] for name in found if name not in own} == {
+            name: fresh[name] for name in fresh if name not in own
+        }
