@@ -11,7 +11,7 @@ import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER
 from tests.leftovers import nothing_left_behind
-from tests.proxy import Proxy
+from tests.proxy import Fault, Proxy
 from tests.refreshes import GatedView, backends, refresh, settled
 
 from matview_operator import RefreshOutcome
@@ -62,6 +62,24 @@ async def test_the_server_stops_when_our_side_vanishes(database: Database) -> No
         await proxy.cut()
         await settled(lambda: backends(database), 0, seconds=3)
         assert (await task).outcome is RefreshOutcome.INTERRUPTED
+
+
+@pytest.mark.parametrize("databases", [15], indirect=True)
+async def test_a_client_that_is_gone_between_refresh_and_commit_blocks_readers_for_ten_seconds_at_most(
+    database: Database,
+) -> None:
+    """As by a frozen machine: no end of the connection, no timeout of ours, and 15 has no transaction_timeout."""
+    view = await database.make_view(unique=False)
+    fault = Fault(statement="with named", loses="request", silent=True)
+    async with Proxy(database.server.port, fault) as proxy:
+        running = asyncio.create_task(refresh(database, view, via=proxy, timeout_seconds=60))
+        await fault.happened.wait()
+        started = time.monotonic()
+        assert await database.value_as(APP_OWNER, "select count(*) from mv") == 3
+        assert 1 < time.monotonic() - started < 10 + 5
+        running.cancel()
+        await asyncio.wait([running])
+    await settled(lambda: backends(database), 0)
 
 
 @pytest.mark.parametrize("databases", [18], indirect=True)

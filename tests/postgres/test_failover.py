@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sandbox.pgtemplate import SUPERUSER
 from sandbox.postgres import PostgresServer
-from tests.database import APP_OWNER, Database
+from tests.database import APP_OWNER, Database, Gateway
 from tests.proxy import Fault, Proxy
 from tests.refreshes import GatedView, a_run, counted_view, ended, executions, settled
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from sandbox.pgbouncer import PgBouncer
     from tests.databases import Databases
 
     from matview_operator.domain.result import RefreshResult
@@ -50,9 +51,8 @@ def standby(primary: Databases, tmp_path: Path) -> Iterator[PostgresServer]:
 class Service:
     """One database behind a name that moves, and an operator that keeps its connections."""
 
-    def __init__(self, database: Database, proxy: Proxy, pool: Pool) -> None:
-        self.proxy = proxy
-        self._target = parse_url(database.url(via=proxy))
+    def __init__(self, database: Database, way: Gateway, pool: Pool) -> None:
+        self._target = parse_url(database.url(via=way))
         self._refresher = Refresher(pool)
 
     async def refresh(self, **fields: Any) -> RefreshResult:
@@ -111,8 +111,32 @@ async def test_refreshes_go_on_soon_after_a_standby_was_promoted(primary: Databa
             assert await executions(there) == done
             # What was interrupted changed nothing, and runs now.
             assert await there.value_as(APP_OWNER, "select count(*) from gated") == 3
-            await there.execute_as(APP_OWNER, "update gated_gate set shut = false")
+            await GatedView(there, gated.view).open()
             assert (await service.refresh(view=gated.view)).outcome is SUCCESS
+        finally:
+            await there.close()
+            await asyncio.to_thread(primary.server.resume)
+
+
+async def test_refreshes_go_on_through_a_pooler_that_is_led_to_the_promoted_standby(
+    primary: Databases, standby: PostgresServer, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    """PgBouncer waits for server_login_retry, 15 s unless it is told otherwise, after a server that was not there."""
+    async with primary.lend("ledger") as database, Pool() as pool:
+        view = await database.make_view()
+        bouncer = pgbouncer(database, settings={"server_login_retry": 1})
+        service = Service(database, bouncer, pool)
+        assert (await service.refresh(view=view, slot_id=SLOT)).outcome is SUCCESS
+        await settled(lambda: replayed(database), True, seconds=20)
+        await asyncio.to_thread(primary.server.halt, "immediate")
+        assert (await service.refresh(view=view, timeout_seconds=2)).outcome is not SUCCESS
+        there = await promote(standby, database)
+        try:
+            await asyncio.to_thread(bouncer.lead_to, standby.port)
+            accepted = time.monotonic()
+            await service.again(view=view, timeout_seconds=2)
+            assert time.monotonic() - accepted < AGAIN_WITHIN_SECONDS
+            assert ended(await service.refresh(view=view, slot_id=SLOT)) == (SUCCESS, Reason.RECOVERED)
         finally:
             await there.close()
             await asyncio.to_thread(primary.server.resume)
