@@ -19,7 +19,9 @@ Loss = Literal["request", "answer"]
 
 _HEADER_BYTES = 5
 _STARTUP_HEADER_BYTES = 4
-_PARSE, _BIND, _EXECUTE, _PASSWORD = b"P", b"B", b"E", b"p"
+_PARSE, _BIND, _DESCRIBE, _EXECUTE, _PASSWORD = b"P", b"B", b"D", b"E", b"p"
+_FOLLOWED = frozenset({_PARSE, _BIND, _DESCRIBE})
+"""By other messages of the same statement, at once."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,13 +153,19 @@ class Proxy:
     async def _forward_until_fault(
         self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter
     ) -> tuple[Fault, bytes]:
-        """Forward messages until one meets a fault; return that one too, with the Sync behind an Execute."""
+        """Forward messages until one meets a fault; return that one too, with what belongs to an Execute.
+
+        A statement's messages leave its client together, so they are forwarded or lost together.
+        """
         message = await _read(client, header_bytes=_STARTUP_HEADER_BYTES)
         fault = self._fault_at("startup", unasked=True)
         texts: dict[bytes, str] = {}
-        statement = ""
+        statement, unsent = "", b""
         while fault is None:
-            to_server.write(message)
+            unsent += message
+            if message[:1] not in _FOLLOWED:
+                to_server.write(unsent)
+                unsent = b""
             message = await _read(client, header_bytes=_HEADER_BYTES)
             kind = message[:1]
             if kind == _PARSE:
@@ -176,7 +184,7 @@ class Proxy:
                         fault.happened.set()
                         await fault.until.wait()
                         fault = None
-        return fault, message
+        return fault, unsent + message
 
     def _fault_at(self, statement: str, *, unasked: bool = False) -> Fault | None:
         for fault in self._faults:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     "app.current_tenant_id app.execution_context row_security search_path statement_timeout lock_timeout "
-    "idle_in_transaction_session_timeout client_connection_check_interval"
+    "idle_in_transaction_session_timeout client_connection_check_interval "
+    "tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count client_min_messages"
 ).split()
 READ_SETTINGS = "select name, nullif(current_setting(name, true), '') from unnest($1::text[]) as name"
 

@@ -181,6 +181,15 @@ class Session:
         """Undo the transaction, which also gives the locks back."""
         await self.rows(queries.ROLLBACK)
 
+    async def describe(self, *statements: str) -> None:
+        """Ask now what these statements take and return, so that each is one message when it is run.
+
+        Between a description and its statement the server waits under no timeout, idle_in_transaction_session_timeout
+        included: if we vanish there, it keeps its locks. So none is asked for once readers wait for us.
+        """
+        for statement in statements:
+            await self._described(statement)
+
     async def _described(self, statement: str) -> PreparedStatement[Row]:
         known = self._descriptions.get(statement)
         if known is None:

@@ -6,7 +6,7 @@ import logging
 import random
 from typing import Any
 
-from matview_operator.adapters.postgres import queries
+from matview_operator.adapters.postgres import queries, source_queries
 from matview_operator.adapters.postgres.commit import PendingCommit
 from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.ledger import ATTEMPTS
@@ -93,6 +93,7 @@ async def refresh(work: Work, session: Session) -> None:
     run, found, mode = work.run, row_of(work), mode_of(work)
     work.job.stage = Stage.REFRESHING
     work.watch = await watch(session, run.guard, view=run.view, found=found, mode=mode)
+    await session.describe(source_queries.REWRITTEN, _claim_of(work), queries.COMMIT)
     await session.utility(queries.refresh(queries.QuotedName(found.quoted), mode))
     await check_sources(work, session)
     if work.watch is not None:
@@ -105,9 +106,7 @@ async def claim(work: Work, session: Session) -> bool:
     assert choice is not None  # set by the lookup
     job.stage = Stage.CLAIMING
     name = (run.view.schema, run.view.name, found.oid)
-    # Of a group a part may be settled, by the policy as it was when the slot was first worked on. It is not claimed
-    # again. One view at least is, so that this transaction too can commit once only.
-    claims = job.ledger and found.settled_by is None
+    claims = _claim_of(work) is queries.RECHECK_AND_CLAIM
     if claims:
         row = await session.row(
             queries.RECHECK_AND_CLAIM,
@@ -141,6 +140,13 @@ async def claim(work: Work, session: Session) -> bool:
             identity=None if claims else (row.system_identifier, row.timeline),
         )
     return True
+
+
+def _claim_of(work: Work) -> str:
+    # Of a group a part may be settled, by the policy as it was when the slot was first worked on. It is not claimed
+    # again. One view at least is, so that this transaction too can commit once only.
+    claims = work.job.ledger and row_of(work).settled_by is None
+    return queries.RECHECK_AND_CLAIM if claims else queries.RECHECK
 
 
 async def analyze(work: Work, session: Session) -> None:
