@@ -146,6 +146,46 @@ def test_rem_3_refresh_stands_in_one_module() -> None:
     assert homes == {"adapters/postgres/queries.py"}
 
 
+_NO_FUNCTIONS = frozenset(
+    """all and any array as by case coalesce conflict else end except exists extract filter from in intersect join
+    lateral materialized not on or order over returning row select set then union using values when where
+    with""".split()
+)
+"""Words before a bracket that call nothing, or nothing that a search path could change."""
+
+
+def bare_calls(statement: str) -> set[str]:
+    """Functions that a statement calls without their schema."""
+    text = re.sub(r"'(?:[^']|'')*'", "''", statement)
+    own = set(re.findall(r"\b(?:with|recursive|as)\s+(\w+)\s*\(", text))
+    own |= set(re.findall(r"\b(\w+)\s*\([^()]*\)\s+as\s+(?:materialized\s*)?\(", text))
+    own |= set(re.findall(r"\b(?:join|from|into)\s+(?:\w+\.)?(\w+)\s+(?:\w+\s*)?\(", text))
+    return set(re.findall(r"(?<![\w.])([a-z_]\w*)\s*\(", text)) - _NO_FUNCTIONS - own
+
+
+def test_t6_our_own_statements_say_the_schema_of_each_function() -> None:
+    statements = [
+        (place(path, node), node.value)
+        for path in tracked("operator/matview_operator/adapters/postgres/*queries.py")
+        for node in nodes(path)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"\bselect\b", node.value)
+    ]
+    assert len(statements) > 20
+    assert {where: calls for where, text in statements if (calls := bare_calls(text))} == {}
+
+
+@pytest.mark.parametrize(
+    ("statement", "calls"),
+    [
+        ("select count(*) from t", {"count"}),
+        ("select pg_catalog.max(array_agg(a)) from t where x in (select lower ('a') )", {"array_agg", "lower"}),
+        ("with recursive r(a) as (select pg_catalog.now()) select coalesce(a, 'f(x)') from r", set()),
+    ],
+)
+def test_the_rule_on_schemas_sees(statement: str, calls: set[str]) -> None:
+    assert bare_calls(statement) == calls
+
+
 def test_only_the_postgres_adapter_sends_statements() -> None:
     drivers = {"asyncpg", "sqlalchemy", "alembic"}
     users = {

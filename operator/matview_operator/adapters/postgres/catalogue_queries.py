@@ -47,7 +47,7 @@ MISSING_PRIVILEGES = (
     + """,
 needed as (
   select s.body_as, d.refobjid as rel,
-    array_agg(d.refobjsubid::smallint) filter (where d.refobjsubid <> 0) as columns
+    pg_catalog.array_agg(d.refobjsubid::smallint) filter (where d.refobjsubid <> 0) as columns
   from src s join pg_catalog.pg_rewrite w on w.ev_class = s.rel and w.ev_type = '1'
   join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
    and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> s.rel
