@@ -141,6 +141,17 @@ async def test_each_mode_takes_what_it_should_of_postgresql_15(
             await check(database, databases.server.port, shown=shown, ca=authorities[0].own.ca)
 
 
+async def test_without_a_ca_of_ones_own_only_the_systems_are_trusted(start_server: Callable[..., Databases]) -> None:
+    databases = start_server(version=15, tls=True)
+    async with databases.lend("bare") as database:
+        assert databases.server.ca is not None
+        target = target_at(databases.server.port, database, ca=databases.server.ca)
+        result = await attempt(replace(target, ca=None))
+    assert result.error_type is RefreshReason.TLS_FAILED
+    assert result.error_message
+    assert "signed by no CA that is trusted here" in result.error_message
+
+
 @pytest.mark.parametrize("databases", [16, 18], indirect=True)
 async def test_each_mode_takes_what_it_should_of_pgbouncer_before_16_and_18(
     bare_database: Database,
