@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CANARY = f"{MARK}-Pa55"
 CLEAR_TEXT = b"R\0\0\0\x08\0\0\0\x03"
+CLEAR_TEXT_ONCE_MORE = CLEAR_TEXT * 2
 MD5 = b"R\0\0\0\x0c\0\0\0\x05salt"
 SCRAM = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0"
 SCRAM_CONTINUE = b"\0\0\0\x0b"
@@ -209,6 +210,23 @@ async def test_verified_tls_is_enough(certificate: tuple[ssl.SSLContext, str]) -
     async with HostileServer(CLEAR_TEXT, tls=context).serve() as server:
         await attempt(target_at(server.port, ssl_mode=SslMode.VERIFY_FULL, ca=ca))
     assert CANARY.encode() in server.heard
+
+
+@pytest.mark.parametrize("mode", [SslMode.REQUIRE, SslMode.VERIFY_CA, SslMode.VERIFY_FULL])
+@pytest.mark.parametrize(
+    "greeting",
+    [ACCEPTED + CLEAR_TEXT, ACCEPTED + PARAMETER + MD5, CLEAR_TEXT_ONCE_MORE, b"R\0\0\0\x08\0\0\0\x07"],
+    ids=["clear text after it has let us in", "md5 after it has let us in", "clear text twice", "gss"],
+)
+async def test_nothing_is_said_out_of_turn_over_tls_either(
+    greeting: bytes, mode: SslMode, certificate: tuple[ssl.SSLContext, str]
+) -> None:
+    context, ca = certificate
+    async with HostileServer(greeting, tls=context).serve() as server:
+        result = await attempt(target_at(server.port, ssl_mode=mode, ca=ca))
+    assert result.error_type in (RefreshReason.AUTHENTICATION_FAILED, RefreshReason.TLS_FAILED)
+    # Once is what a verified server may ask.
+    assert server.heard.count(CANARY.encode()) <= (greeting == CLEAR_TEXT_ONCE_MORE and mode is not SslMode.REQUIRE)
 
 
 async def test_a_server_of_another_name_or_ca_is_not_talked_to(
