@@ -45,7 +45,7 @@ async def test_g3_nothing_set_for_a_run_outlives_it_on_its_connection(bare_datab
             assert job.session is not None
             await job.session.rollback()
         assert job.session is not None
-        after = await job.session.rows(READ_SETTINGS, SETTINGS)
+        after = await job.session._rows(READ_SETTINGS, SETTINGS)
         await job.session.close()
         assert [tuple(row.values()) for row in after] == [tuple(row.values()) for row in before]
 

@@ -9,7 +9,7 @@ from typing import NewType, assert_never
 
 import asyncpg
 
-from matview_operator.adapters.postgres.ledger_queries import LEDGER_FLAW
+from matview_operator.adapters.postgres.ledger_queries import LEDGER_FLAW, PRUNE
 from matview_operator.api.outcome import RefreshMode
 
 QuotedName = NewType("QuotedName", str)
@@ -83,6 +83,11 @@ BEGIN_AT_ONE_SNAPSHOT = "begin isolation level repeatable read read write"
 COMMIT = "commit"
 ROLLBACK = "rollback"
 RESET = "discard all"
+ASK = "start transaction isolation level read committed read only"
+
+# Before any other statement of a transaction: who owns the database can give every session a search_path by which `=`
+# is an operator of his own, whose function would run as our role. Local, for behind a pooler others get the session.
+PATH = "set local search_path = pg_catalog, pg_temp"
 
 # The settings first, the locks last: a select list is evaluated from left to right. Both locks in one statement, and
 # before anything is read under them: a later statement's snapshot sees what the former holder committed.
@@ -186,7 +191,12 @@ select r.run_id from matview_ops.refresh_run r where r.recorded_by = session_use
   and r.view_oid = $2 and r.slot_id = $3 and r.settles and r.correlation_id = $4
 """
 
-XACT_STATUS = "select pg_catalog.pg_xact_status($1::text::pg_catalog.xid8) as status"
+XACT_STATUS = "select pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) as status"
+
+PATHLESS = frozenset(
+    {ASK, BEGIN, BEGIN_AT_ONE_SNAPSHOT, PATH, ROLLBACK, RESET, CLOCK, IDENTITY, XACT_STATUS, PRUNE, RECORD_FAILURE}
+)
+"""Mean the same under every search_path: no operator, and no name of a function or type without its schema."""
 
 # Every materialized view that the role may refresh, and the ones it reads, through ordinary views too: `reads` those
 # that are among them, `reads_besides` those that the role may not refresh.

@@ -7,6 +7,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
+import asyncpg
+
 from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.connection import CONNECT_SECONDS, close, connect
 from matview_operator.adapters.postgres.sqlstate import problem_of
@@ -20,7 +22,6 @@ from matview_operator.domain.text import shown
 from matview_operator.domain.view import IDENTIFIER_BYTES, QUOTED_BYTES
 
 if TYPE_CHECKING:
-    import asyncpg
     from asyncpg.prepared_stmt import PreparedStatement
 
     from matview_operator.adapters.postgres.authentication import Row
@@ -128,7 +129,22 @@ class Session:
         return next(iter(await self.rows(statement, *arguments)), None)
 
     async def rows(self, statement: str, *arguments: Any) -> list[Row]:
-        """Run one of our statements and return its rows."""
+        """Run one of our statements and return its rows; outside a transaction in one of its own, which only reads."""
+        if self.in_transaction or statement in queries.PATHLESS:
+            return await self._rows(statement, *arguments)
+        await self._rows(queries.ASK)
+        try:
+            await self._rows(queries.PATH)
+            rows = await self._rows(statement, *arguments)
+        except asyncpg.PostgresError:
+            # Whatever else it was, the session is of no use any more.
+            if not self.closed:
+                await self.rollback()
+            raise
+        await self.rollback()
+        return rows
+
+    async def _rows(self, statement: str, *arguments: Any) -> list[Row]:
         if self._is_proven:
             return await (await self._described(statement)).fetch(*arguments)
         try:
@@ -169,6 +185,7 @@ class Session:
         `at_one_snapshot`: REPEATABLE READ, so that all of them see what was committed before the first.
         """
         await self.rows(queries.BEGIN_AT_ONE_SNAPSHOT if at_one_snapshot else queries.BEGIN)
+        await self.rows(queries.PATH)
 
     async def commit(self) -> None:
         """Commit, and believe the tag only: COMMIT of an aborted transaction rolls back without an error."""
