@@ -197,7 +197,7 @@ async def test_each_slot_of_a_group_exactly_once_and_whole_under_two_workers_and
             while True:
                 faults = []
                 if chance.random() < 0.4:
-                    statement = chance.choice(["refresh", "fetch all", "with named", "commit"])
+                    statement = chance.choice(["refresh", "fetch all", "with claim", "commit"])
                     loses: Loss = chance.choice(["request", "answer"])
                     faults = [Fault(statement=statement, loses=loses)]
                 async with Proxy(database.server.port, *faults) as proxy:
