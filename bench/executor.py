@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from bench.database import BenchDatabase, a_run, refresh_of, servers
 from bench.report import machine, publish
 from bench.rounds import interleaved
-from matview_operator.adapters.postgres.connection import close, connect
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.adapters.postgres.wire.connection import close, connect
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.api.view import Guard
 

@@ -12,11 +12,11 @@ from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR
 from tests.refreshes import ended, refresh, settled
 
-from matview_operator.adapters.postgres import guard_queries
 from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.inspector import Inspector
-from matview_operator.adapters.postgres.lookup_queries import LOOKUP
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.sql import guard as guard_queries
+from matview_operator.adapters.postgres.sql.lookup import LOOKUP
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.api.view import Concurrently, Guard
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.database import Database
 
-    from matview_operator.adapters.postgres.authentication import Row
+    from matview_operator.adapters.postgres.wire.authentication import Row
 
 VIEW = ViewName("app", "mv")
 KEEP = Guard(keep_tenants="tenant_id")

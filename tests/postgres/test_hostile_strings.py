@@ -21,10 +21,10 @@ from tests.unit.ports import MemorySecrets
 
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.kube.status_writer import status_document
-from matview_operator.adapters.postgres import guard_queries
 from matview_operator.adapters.postgres.pool import Pool
-from matview_operator.adapters.postgres.queries import QuotedName
 from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.adapters.postgres.sql import guard as guard_queries
+from matview_operator.adapters.postgres.sql.queries import QuotedName
 from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseStatus
 from matview_operator.api.model import REQUESTED_AT
 from matview_operator.api.outcome import RefreshMode, RefreshReason

@@ -11,7 +11,7 @@ from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR, OTHER_TENANT, quoted
 
 from matview_operator.adapters.postgres.migrations import check, upgrade
-from matview_operator.adapters.postgres.queries import LEDGER_WRITTEN
+from matview_operator.adapters.postgres.sql.queries import LEDGER_WRITTEN
 from matview_operator.api.database import Bookkeeping
 from matview_operator.domain.errors import MatviewError
 

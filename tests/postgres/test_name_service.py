@@ -15,8 +15,8 @@ import pytest
 from tests.refreshes import GatedView, a_run, backends, ended, settled
 
 from matview_operator import RefreshOutcome
-from matview_operator.adapters.postgres.addresses import THREADS
 from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.adapters.postgres.wire.addresses import THREADS
 from matview_operator.api.outcome import RefreshReason as Reason
 from matview_operator.domain.connection import parse_url
 

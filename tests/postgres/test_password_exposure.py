@@ -18,10 +18,10 @@ from sandbox.processes import free_port
 from tests.refreshes import a_run
 
 from matview_operator import RefreshOutcome
-from matview_operator.adapters.postgres import queries
-from matview_operator.adapters.postgres.connection import connect
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.sql import queries
+from matview_operator.adapters.postgres.wire.connection import connect
 from matview_operator.api.database import SslMode
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.connection import ConnectionTarget, Pem

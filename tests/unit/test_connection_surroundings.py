@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.opened_files import opened_files
 
-from matview_operator.adapters.postgres.connection import connect
+from matview_operator.adapters.postgres.wire.connection import connect
 from matview_operator.api.database import SslMode
 from matview_operator.domain.connection import ConnectionTarget, Pem, parse_url
 from matview_operator.domain.errors import InvalidTarget, Problem

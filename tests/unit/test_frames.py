@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matview_operator.adapters.postgres.frames import ANSWER_BYTES, FRAME_BYTES, Frames
+from matview_operator.adapters.postgres.wire.frames import ANSWER_BYTES, FRAME_BYTES, Frames
 from matview_operator.domain.errors import Problem
 
 READY = b"Z\0\0\0\x05I"

@@ -143,7 +143,7 @@ def test_rem_3_refresh_stands_in_one_module() -> None:
         for node in (nodes(path) if path.suffix == ".py" else [ast.Constant(path.read_text())])
         if isinstance(node, ast.expr) and _REFRESH.match(literal(node))
     }
-    assert homes == {"adapters/postgres/queries.py"}
+    assert homes == {"adapters/postgres/sql/queries.py"}
 
 
 _NO_FUNCTIONS = frozenset(
@@ -166,7 +166,7 @@ def bare_calls(statement: str) -> set[str]:
 def test_t6_our_own_statements_say_the_schema_of_each_function() -> None:
     statements = [
         (place(path, node), node.value)
-        for path in tracked("operator/matview_operator/adapters/postgres/*queries.py")
+        for path in tracked("operator/matview_operator/adapters/postgres/sql/*.py")
         for node in nodes(path)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"\bselect\b", node.value)
     ]

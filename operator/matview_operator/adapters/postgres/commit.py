@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.sql import queries
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.domain.errors import Problem
 

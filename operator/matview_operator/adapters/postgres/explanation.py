@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matview_operator.adapters.postgres import catalogue_queries
-from matview_operator.adapters.postgres.lookup_queries import LOOKUP
 from matview_operator.adapters.postgres.session import view_facts
+from matview_operator.adapters.postgres.sql import catalogue as catalogue_queries
+from matview_operator.adapters.postgres.sql.lookup import LOOKUP
 from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.domain.blocker import Blocker, lock_held_problem, lock_timeout_problem
 from matview_operator.domain.errors import Problem
@@ -25,8 +25,8 @@ from matview_operator.domain.server import OWN_SEARCH_PATH_SINCE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from matview_operator.adapters.postgres.authentication import Row
     from matview_operator.adapters.postgres.session import Session
+    from matview_operator.adapters.postgres.wire.authentication import Row
     from matview_operator.adapters.postgres.work import Work
     from matview_operator.domain.run import Run
     from matview_operator.domain.view import ViewName

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matview_operator.adapters.postgres import group_queries
 from matview_operator.adapters.postgres.overtaking import Overtaken
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.sql import group as group_queries
 from matview_operator.adapters.postgres.work import Job, Work, row_of
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.dependencies import InvalidDependencies, dependency_order

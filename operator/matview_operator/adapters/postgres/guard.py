@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from matview_operator.adapters.postgres import guard_queries as queries
-from matview_operator.adapters.postgres.queries import QuotedName
+from matview_operator.adapters.postgres.sql import guard as queries
+from matview_operator.adapters.postgres.sql.queries import QuotedName
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.domain.guard import (
@@ -27,8 +27,8 @@ from matview_operator.domain.guard import (
 )
 
 if TYPE_CHECKING:
-    from matview_operator.adapters.postgres.authentication import Row
     from matview_operator.adapters.postgres.session import Session
+    from matview_operator.adapters.postgres.wire.authentication import Row
     from matview_operator.api.view import Guard
     from matview_operator.domain.view import ViewName
 

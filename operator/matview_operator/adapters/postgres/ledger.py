@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from matview_operator.adapters.postgres import queries
+from matview_operator.adapters.postgres.sql import queries
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome
 from matview_operator.domain.result import MESSAGE_BYTES
 from matview_operator.domain.text import shown

@@ -19,13 +19,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 
-from matview_operator.adapters.postgres.connection import close, connect
 from matview_operator.adapters.postgres.sqlstate import problem_of
+from matview_operator.adapters.postgres.wire.connection import close, connect
 from matview_operator.domain.connection import parse_url
 from matview_operator.domain.errors import MatviewError
 
 if TYPE_CHECKING:
-    from matview_operator.adapters.postgres.authentication import Row
+    from matview_operator.adapters.postgres.wire.authentication import Row
 
 URL_VARIABLE = "DATABASE_URL"
 CONNECTION_ATTRIBUTE = "connection"

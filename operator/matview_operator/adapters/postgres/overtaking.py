@@ -18,9 +18,10 @@ import random
 
 import asyncpg
 
-from matview_operator.adapters.postgres import group_queries, source_queries
-from matview_operator.adapters.postgres.authentication import Row
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.sql import group as group_queries
+from matview_operator.adapters.postgres.sql import sources as source_queries
+from matview_operator.adapters.postgres.wire.authentication import Row
 from matview_operator.adapters.postgres.work import Job, Work, row_of
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.errors import MatviewError, Problem

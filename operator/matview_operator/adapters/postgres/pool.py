@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.sql import queries
 from matview_operator.domain.connection import ConnectionTarget
 
 log = logging.getLogger(__name__)

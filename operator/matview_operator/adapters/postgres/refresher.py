@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.commit import settle_unknown
 from matview_operator.adapters.postgres.explanation import explained
 from matview_operator.adapters.postgres.ledger import record_failure
 from matview_operator.adapters.postgres.pool import Pool
+from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.transaction import work_through
 from matview_operator.adapters.postgres.work import Job, Stage, Work, success

@@ -7,8 +7,8 @@ import logging
 import math
 from datetime import timedelta
 
-from matview_operator.adapters.postgres import ledger_queries
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.sql import ledger as ledger_queries
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason

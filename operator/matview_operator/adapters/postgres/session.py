@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 
-from matview_operator.adapters.postgres import queries
-from matview_operator.adapters.postgres.connection import CONNECT_SECONDS, close, connect
+from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sqlstate import problem_of
+from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS, close, connect
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.errors import Problem
@@ -24,7 +24,7 @@ from matview_operator.domain.view import IDENTIFIER_BYTES, QUOTED_BYTES
 if TYPE_CHECKING:
     from asyncpg.prepared_stmt import PreparedStatement
 
-    from matview_operator.adapters.postgres.authentication import Row
+    from matview_operator.adapters.postgres.wire.authentication import Row
     from matview_operator.domain.connection import ConnectionTarget
 
 _FORBIDDEN, _FLAWED = "Forbidden", "Flawed"

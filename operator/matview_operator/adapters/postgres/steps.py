@@ -6,13 +6,14 @@ import logging
 import random
 from typing import Any
 
-from matview_operator.adapters.postgres import queries, source_queries
 from matview_operator.adapters.postgres.commit import PendingCommit
 from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.ledger import ATTEMPTS
-from matview_operator.adapters.postgres.lookup_queries import IN_USE, LOOKUP, LOOKUP_WITH_LEDGER
 from matview_operator.adapters.postgres.overtaking import check_sources, note_sources
 from matview_operator.adapters.postgres.session import Session, view_facts
+from matview_operator.adapters.postgres.sql import queries
+from matview_operator.adapters.postgres.sql import sources as source_queries
+from matview_operator.adapters.postgres.sql.lookup import IN_USE, LOOKUP, LOOKUP_WITH_LEDGER
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.work import Stage, Work, mode_of, row_of
 from matview_operator.api.outcome import RefreshMode, RefreshReason

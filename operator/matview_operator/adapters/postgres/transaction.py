@@ -10,13 +10,13 @@ from random import Random
 import asyncpg
 
 from matview_operator.adapters.postgres import group
-from matview_operator.adapters.postgres.connection import CONNECT_SECONDS
 from matview_operator.adapters.postgres.explanation import check_search_path, who_holds_the_lock
 from matview_operator.adapters.postgres.ledger import MAX_ATTEMPT, is_one_transaction, read_settled
 from matview_operator.adapters.postgres.overtaking import Overtaken, start_over
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.session import Session, SessionLost
 from matview_operator.adapters.postgres.steps import analyze, claim, lock, look_up, refresh, would_queue
+from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS
 from matview_operator.adapters.postgres.work import Job, Stage, Work, already_done, mode_of, row_of, success
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from matview_operator.adapters.postgres import queries
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.domain.server import check_server
 from matview_operator.domain.view import ViewName

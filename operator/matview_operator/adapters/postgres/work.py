@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from matview_operator.adapters.postgres.authentication import Row
 from matview_operator.adapters.postgres.commit import PendingCommit
 from matview_operator.adapters.postgres.guard import Watch
 from matview_operator.adapters.postgres.ledger import Settled
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.wire.authentication import Row
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.errors import Problem

@@ -14,9 +14,9 @@ from typing import Any
 import asyncpg
 from asyncpg import protocol as asyncpg_protocol
 
-from matview_operator.adapters.postgres.exchange import Exchange
-from matview_operator.adapters.postgres.frames import HEADER_BYTES, Frames
-from matview_operator.adapters.postgres.tls import tls_problem, tls_unanswered
+from matview_operator.adapters.postgres.wire.exchange import Exchange
+from matview_operator.adapters.postgres.wire.frames import HEADER_BYTES, Frames
+from matview_operator.adapters.postgres.wire.tls import tls_problem, tls_unanswered
 from matview_operator.domain.errors import Problem
 
 _AUTHENTICATION = ord("R")

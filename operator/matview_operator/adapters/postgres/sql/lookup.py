@@ -5,7 +5,7 @@ A statement is planned each time that it is sent, so each run's holds no more th
 
 from __future__ import annotations
 
-from matview_operator.adapters.postgres.source_queries import DIRECT_SOURCES
+from matview_operator.adapters.postgres.sql.sources import DIRECT_SOURCES
 
 # $1 schema, $2 name. `data_as_of` is not later than the snapshot that REFRESH will see, which under REPEATABLE READ is
 # the transaction's. `version` changes with every committed refresh. `sources` are what the view reads, `files` what

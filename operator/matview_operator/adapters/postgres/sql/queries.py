@@ -9,7 +9,7 @@ from typing import NewType, assert_never
 
 import asyncpg
 
-from matview_operator.adapters.postgres.ledger_queries import LEDGER_FLAW, PRUNE
+from matview_operator.adapters.postgres.sql.ledger import LEDGER_FLAW, PRUNE
 from matview_operator.api.outcome import RefreshMode
 
 QuotedName = NewType("QuotedName", str)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NewType
 
-from matview_operator.adapters.postgres.queries import QuotedName
+from matview_operator.adapters.postgres.sql.queries import QuotedName
 
 QuotedColumn = NewType("QuotedColumn", str)
 QuotedType = NewType("QuotedType", str)

@@ -8,10 +8,10 @@ import ssl
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from matview_operator.adapters.postgres import authentication
-from matview_operator.adapters.postgres.addresses import AddressBook
-from matview_operator.adapters.postgres.authentication import Row
-from matview_operator.adapters.postgres.tls import tls_of, tls_problem
+from matview_operator.adapters.postgres.wire import authentication
+from matview_operator.adapters.postgres.wire.addresses import AddressBook
+from matview_operator.adapters.postgres.wire.authentication import Row
+from matview_operator.adapters.postgres.wire.tls import tls_of, tls_problem
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.errors import Problem
