@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _HEADER_BYTES = 5
+_PARSE = b"P"
 _COLUMNS, _ROW, _ERROR = b"T", b"D", b"E"
 _COLUMN_TAIL_BYTES = 18
 _NULL = -1
@@ -61,16 +62,18 @@ class Liar:
 
     async def _carry(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", self.server_port)
-        requests = asyncio.create_task(self._listen(client, to_server))
-        columns: list[str] = []
+        # The client asks one thing at a time, and sends the text each time: what comes belongs to the text sent last.
+        texts = [b""]
+        requests = asyncio.create_task(self._listen(client, to_server, texts))
+        columns: dict[bytes, list[str]] = {}
         try:
             while True:
                 header = await server.readexactly(_HEADER_BYTES)
                 kind, body = header[:1], await server.readexactly(int.from_bytes(header[1:], "big") - 4)
                 if kind == _COLUMNS:
-                    columns = _names(body)
+                    columns[texts[-1]] = _names(body)
                 elif kind == _ROW:
-                    body = self._row(body, columns)
+                    body = self._row(body, columns[texts[-1]])
                 elif kind == _ERROR and self.error is not None:
                     body = self.error + b"\0"
                 to_client.write(kind + (len(body) + 4).to_bytes(4, "big") + body)
@@ -79,14 +82,17 @@ class Liar:
             requests.cancel()
             to_server.close()
 
-    async def _listen(self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter) -> None:
+    async def _listen(self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter, texts: list[bytes]) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             startup = await client.readexactly(4)
             to_server.write(startup + await client.readexactly(int.from_bytes(startup, "big") - 4))
             while True:
                 header = await client.readexactly(_HEADER_BYTES)
                 self.asked[chr(header[0])] += 1
-                to_server.write(header + await client.readexactly(int.from_bytes(header[1:], "big") - 4))
+                body = await client.readexactly(int.from_bytes(header[1:], "big") - 4)
+                if header[:1] == _PARSE:
+                    texts[:] = [body.split(b"\0", maxsplit=2)[1]]
+                to_server.write(header + body)
                 await to_server.drain()
         to_server.close()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tests.database import MV_OPERATOR
 
-from matview_operator.adapters import postgres
+from matview_operator.adapters.postgres import sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,12 +60,12 @@ class StatementLog:
 
 def fixed_statements() -> set[str]:
     """Every statement that the adapter knows as a constant."""
-    modules = [name for _, name, _ in pkgutil.iter_modules(postgres.__path__) if name.endswith("queries")]
+    modules = [name for _, name, _ in pkgutil.iter_modules(sql.__path__)]
     assert modules
     return {
         statement
         for name in modules
-        for constant, value in vars(importlib.import_module(f"{postgres.__name__}.{name}")).items()
+        for constant, value in vars(importlib.import_module(f"{sql.__name__}.{name}")).items()
         if constant.isupper()
         for statement in (value.values() if isinstance(value, dict) else [value])
         if isinstance(statement, str)

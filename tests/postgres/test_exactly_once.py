@@ -176,7 +176,8 @@ class Scene:
     # What befalls them.
 
     async def kill_worker(self) -> None:
-        self.workers[self.chance.choice(sorted(self.workers))].kill()
+        if self.workers:  # else the next one is being started
+            self.workers[self.chance.choice(sorted(self.workers))].kill()
 
     async def kill_backend(self) -> None:
         pid = await self.a_backend()

@@ -252,7 +252,7 @@ async def test_gate_2c_a_view_that_may_not_be_refreshed_is_named(
     results = await refresh_all_for_tenant_async(None, database_url=database.url())
     assert outcomes(results) == [("ours", "SUCCESS")]
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert (vars(warning)["view_name"], vars(warning)["missing"]) == ("ours", "theirs")
+    assert (vars(warning)["view_name"], vars(warning)["missing"]) == ("ours", "public.theirs")
 
 
 async def test_all_means_what_the_role_may_refresh(database: Database) -> None:
