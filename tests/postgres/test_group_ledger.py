@@ -167,10 +167,14 @@ async def test_a_backend_killed_between_two_views_leaves_nothing(start_server: C
         gated = await GatedView.make(database)
         await database.execute_as(APP_OWNER, "insert into base values (4)")
         await gated.shut()
+        witness = await database.connect(SUPERUSER)
         task = asyncio.create_task(refresh_group(database, "first", "gated", "last", slot="s"))
         os.kill(await gated.reached(), signal.SIGKILL)
         lost = (RefreshOutcome.INTERRUPTED, RefreshReason.CONNECTION_LOST)
         assert [ended(result) for result in await task] == [lost] * 3
+        # The server ends all its sessions a moment after the killed one.
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+            await witness.fetchval("select pg_sleep(60)")
         await opened_again(gated)
         assert await database.value_as(APP_OWNER, "select count(*) from first") == 3
         assert [ended(result) for result in await refresh_group(database, "first", "last", slot="s")] == [FRESH] * 2
