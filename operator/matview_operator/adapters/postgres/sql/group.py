@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from matview_operator.adapters.postgres.sql.sources import VIEWS_READ
+
 # Which views of the group read each other, through ordinary views too. $1 OIDs.
-READS = """
+READS = (
+    """
 with recursive reads(view, rel, kind) as (
   select g.oid, g.oid, 'start'::text from pg_catalog.unnest($1::oid[]) as g(oid)
- union
-  select reads.view, t.oid, t.relkind::text
-  from reads join pg_catalog.pg_rewrite w on w.ev_class = reads.rel and w.ev_type = '1'
-  join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
-   and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> reads.rel
-  join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('m', 'v')
-  where reads.kind in ('start', 'v')
-)
+ union"""  # noqa: S608 - constants only
+    + VIEWS_READ
+    + """)
 select reads.view, reads.rel as reads from reads where reads.kind = 'm' and reads.rel = any ($1::oid[])
 """
+)
 
 # $1 milliseconds.
 TIME_LEFT = "select pg_catalog.set_config('statement_timeout', $1::int::text, true)"

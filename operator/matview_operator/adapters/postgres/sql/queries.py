@@ -10,6 +10,7 @@ from typing import NewType, assert_never
 import asyncpg
 
 from matview_operator.adapters.postgres.sql.ledger import LEDGER_FLAW, PRUNE
+from matview_operator.adapters.postgres.sql.sources import VIEWS_READ
 from matview_operator.api.outcome import RefreshMode
 
 QuotedName = NewType("QuotedName", str)
@@ -200,7 +201,8 @@ PATHLESS = frozenset(
 
 # Every materialized view that the role may refresh, and the ones it reads, through ordinary views too: `reads` those
 # that are among them, `reads_besides` those that the role may not refresh.
-REFRESHABLE_VIEWS = """
+REFRESHABLE_VIEWS = (
+    """
 with recursive mine as materialized (
   select c.oid, n.nspname, c.relname
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -210,14 +212,9 @@ with recursive mine as materialized (
       then pg_catalog.has_table_privilege(c.oid, 'MAINTAIN') else false end)
 ), reads(view, rel, kind) as (
   select mine.oid, mine.oid, 'start'::text from mine
- union
-  select reads.view, t.oid, t.relkind::text
-  from reads join pg_catalog.pg_rewrite w on w.ev_class = reads.rel and w.ev_type = '1'
-  join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
-   and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> reads.rel
-  join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('m', 'v')
-  where reads.kind in ('start', 'v')
-)
+ union"""  # noqa: S608 - constants only
+    + VIEWS_READ
+    + """)
 select mine.nspname::text as schema, mine.relname::text as name, mine.oid,
   array(select reads.rel from reads join mine other on other.oid = reads.rel
         where reads.view = mine.oid and reads.kind = 'm') as reads,
@@ -225,6 +222,7 @@ select mine.nspname::text as schema, mine.relname::text as name, mine.oid,
         where reads.view = mine.oid and reads.kind = 'm' and other.oid is null) as reads_besides
 from mine order by mine.nspname, mine.relname
 """
+)
 
 ANALYZE_TARGET = """
 select pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted,

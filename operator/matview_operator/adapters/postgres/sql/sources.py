@@ -35,6 +35,17 @@ select pg_catalog.array_agg(t.oid) as sources, pg_catalog.array_agg(t.relfilenod
 from src join pg_catalog.pg_class t on t.oid = src.rel where src.kind <> 'v' and t.relfilenode <> 0
 """
 
+# The step of a recursive `reads(view, rel, kind)` that begins with the views themselves, of kind 'start': which
+# materialized views they read, through ordinary views too.
+VIEWS_READ = """
+  select reads.view, t.oid, t.relkind::text
+  from reads join pg_catalog.pg_rewrite w on w.ev_class = reads.rel and w.ev_type = '1'
+  join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
+   and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> reads.rel
+  join pg_catalog.pg_class t on t.oid = d.refobjid and t.relkind in ('m', 'v')
+  where reads.kind in ('start', 'v')
+"""
+
 # $1 OIDs.
 FILES = """
 select array(select pg_catalog.pg_relation_filenode(s.rel) from pg_catalog.unnest($1::oid[]) as s(rel)) as files
