@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _HEADER_BYTES = 5
-_PARSE = b"P"
+_PARSE, _BIND = b"P", b"B"
 _COLUMNS, _ROW, _ERROR = b"T", b"D", b"E"
 _COLUMN_TAIL_BYTES = 18
 _NULL = -1
@@ -62,7 +62,7 @@ class Liar:
 
     async def _carry(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", self.server_port)
-        # The client asks one thing at a time, and sends the text each time: what comes belongs to the text sent last.
+        # The client asks one thing at a time: what comes belongs to the text sent last, or bound by its name.
         texts = [b""]
         requests = asyncio.create_task(self._listen(client, to_server, texts))
         columns: dict[bytes, list[str]] = {}
@@ -84,6 +84,7 @@ class Liar:
 
     async def _listen(self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter, texts: list[bytes]) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
+            kept: dict[bytes, bytes] = {}
             startup = await client.readexactly(4)
             to_server.write(startup + await client.readexactly(int.from_bytes(startup, "big") - 4))
             while True:
@@ -91,7 +92,11 @@ class Liar:
                 self.asked[chr(header[0])] += 1
                 body = await client.readexactly(int.from_bytes(header[1:], "big") - 4)
                 if header[:1] == _PARSE:
-                    texts[:] = [body.split(b"\0", maxsplit=2)[1]]
+                    name, text, _ = body.split(b"\0", maxsplit=2)
+                    texts[:] = [text]
+                    kept[name] = text
+                elif header[:1] == _BIND:
+                    texts[:] = [kept[body.split(b"\0", maxsplit=2)[1]]]
                 to_server.write(header + body)
                 await to_server.drain()
         to_server.close()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR
@@ -19,7 +20,11 @@ from matview_operator.adapters.postgres import pool as pool_module
 from matview_operator.adapters.postgres.pool import IDLE_PER_TARGET, Pool
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.adapters.postgres.session import Session
+from matview_operator.adapters.postgres.sql import queries
+from matview_operator.adapters.postgres.statements import name_of
 from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.policy import Analyze
+from matview_operator.api.view import Guard
 from matview_operator.domain.connection import ConnectionTarget, parse_url
 
 if TYPE_CHECKING:
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from tests.database import Database
 
     from matview_operator.domain.result import RefreshResult
+    from matview_operator.domain.server import ServerFacts
     from matview_operator.domain.view import ViewName
 
 only_18 = pytest.mark.parametrize("databases", [18], indirect=True)
@@ -149,8 +155,8 @@ async def test_a_hostile_view_leaves_nothing_for_the_next_run(database: Database
     async with runs_over(database) as runs:
         backend = await runs.backend()
         draws = []
-        for _ in range(2):
-            await runs.refresh(public("hostile"))
+        for analyze in Analyze:
+            await runs.refresh(public("hostile"), analyze=analyze)
             # What it did is done: it is what it is here for, and none of it may be seen below.
             outcomes = await database.fetch_as(APP_OWNER, "select pid, outcome from hostile")
             assert {row["pid"] for row in outcomes} == {backend}
@@ -191,6 +197,67 @@ async def test_a_hostile_view_leaves_nothing_for_the_next_run_through_a_transact
     assert any("refresh materialized view" in line for line in lines)
     # It would take from the pooler's other clients what they have prepared there.
     assert not any("discard all" in line for line in lines)
+
+
+KEPT = """
+create materialized view kept as select pg_backend_pid() as pid,
+  (select count(*) from pg_prepared_statements where name like 'matview_%') as statements;
+create unique index on kept (pid);
+"""
+
+
+async def kept_statements(runs: Runs, **fields: Any) -> int:
+    result = await runs.refresh(public("kept"), **fields)
+    assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
+    (row,) = await runs.database.fetch_as(APP_OWNER, "select statements from kept")
+    statements: int = row["statements"]
+    return statements
+
+
+async def test_the_server_keeps_our_statements_until_others_code_could_change_them(database: Database) -> None:
+    await database.execute_as(APP_OWNER, KEPT)
+    async with runs_over(database) as runs:
+        first, *later = [await kept_statements(runs) for _ in range(3)]
+        assert first > 3
+        assert {*later} == {later[0]}
+        assert later[0] > first
+        # A guard's reads may run code of the owner's, as our role: it could put its own statement under our names.
+        await kept_statements(runs, guard=Guard(min_rows=1))
+        assert await kept_statements(runs) == 0
+
+
+@only_18
+async def test_a_pooler_keeps_no_statements_for_us(database: Database, pgbouncer: Callable[..., PgBouncer]) -> None:
+    await database.execute_as(APP_OWNER, KEPT)
+    async with runs_over(database, via=pgbouncer(database, pool_size=1)) as runs:
+        assert [await kept_statements(runs) for _ in range(2)] == [0, 0]
+
+
+@only_18
+async def test_a_pooler_that_passes_for_the_server_itself_fails_no_run(
+    database: Database, pgbouncer: Callable[..., PgBouncer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_facts = Session.read_facts
+
+    async def fooled(session: Session) -> ServerFacts:
+        facts = await read_facts(session)
+        session.is_direct = True
+        return facts
+
+    monkeypatch.setattr(Session, "read_facts", fooled)
+    await database.execute_as(APP_OWNER, KEPT)
+    bouncer = pgbouncer(database, pool_size=1)
+    async with runs_over(database, via=bouncer) as runs:
+        await kept_statements(runs)
+        assert await kept_statements(runs) > 3
+        # Somebody else gets the session in between, and leaves of our statements the first only.
+        other = await asyncpg.connect(database.url(via=bouncer), ssl=False, statement_cache_size=0)
+        await other.execute("deallocate all")
+        prepared = await other.prepare(queries.BEGIN, name=name_of(queries.BEGIN))
+        await other.execute("select")  # else the pooler would wait for the end of what the driver asks
+        assert await kept_statements(runs) == 0
+        del prepared
+        await other.close()
 
 
 async def test_a_tenants_setting_is_never_seen_by_a_run_that_makes_none(database: Database) -> None:

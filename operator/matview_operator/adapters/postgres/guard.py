@@ -145,6 +145,7 @@ async def watch(
     """
     if guard is None:
         return None
+    session.distrust()
     facts, counted = await read_facts(session, guard, oid=found.oid, quoted=found.quoted)
     check_readable(guard, facts)
     watching = Watch(guard=guard, session=session, view=view, oid=found.oid, facts=facts)

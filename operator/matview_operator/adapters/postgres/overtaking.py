@@ -50,10 +50,14 @@ async def note_sources(work: Work, session: Session) -> None:
 
 
 async def check_sources(work: Work, session: Session) -> None:
-    """After REFRESH of a view: raises Overtaken if it read a table that was rewritten after the snapshot."""
+    """After REFRESH of a view: raises Overtaken if it read a table that was rewritten after the snapshot.
+
+    The claim need not compare the files again.
+    """
     # What the group itself has refreshed it sees as it is.
     own = {each.found.oid for each in work.job.works if each.found is not None}
     files = {rel: file for rel, file in work.files.items() if rel not in own}
+    work.files = {}
     now = await session.row(source_queries.FILES, [*files]) if files else None
     if now is None or now.files == [*files.values()]:
         return

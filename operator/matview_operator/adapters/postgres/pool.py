@@ -5,8 +5,10 @@ Right only because nothing of a run is left in what the next one gets:
 * REFRESH itself runs as a security-restricted operation: a view's query can change no role, make no temporary table,
   prepare nothing, keep no cursor, listen to nothing, and its settings end with the command. What it can leave behind
   are advisory locks of the session, sequences' last values, and where random() goes on. DISCARD ALL takes the first
-  two away, at a successful run's end and not at the next one's start, so that a lock is not held meanwhile; each run
-  seeds the third.
+  away if there are any, DISCARD SEQUENCES the second, at a successful run's end and not at the next one's start, so
+  that a lock is not held meanwhile; each run seeds the third.
+* What a guard reads is no such operation: code of the view's owner may run as our role there. After it DISCARD ALL
+  takes everything away, and the statements that the server kept for us are not used any more.
 * Behind a pooler in transaction mode there is no session that a connection could keep anything in: what a view's query
   leaves behind stays in the pooler's, whether connections are kept here or not.
 * A run that failed, was cancelled or timed out closes its connection.
@@ -30,8 +32,8 @@ from matview_operator.domain.connection import ConnectionTarget
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 5.0
-IDLE_PER_TARGET = 2
-"""More gain nothing: REFRESH keeps a core of the server busy, and each idle backend costs it memory."""
+IDLE_PER_TARGET = 4
+"""More gain little: REFRESH keeps a core of the server busy, and each idle backend costs it memory."""
 IDLE_IN_ALL = 32
 AGE_SECONDS = 60.0
 """What is known of a server, its role and its ledger is as old as the session; a DNS name is looked up that often."""

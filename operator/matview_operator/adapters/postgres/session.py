@@ -11,6 +11,7 @@ import asyncpg
 
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sqlstate import problem_of
+from matview_operator.adapters.postgres.statements import Statements
 from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS, close, connect
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason
@@ -50,16 +51,17 @@ class Session:
 
     def __init__(self, connection: asyncpg.Connection[Row]) -> None:
         self._connection = connection
-        self._descriptions: dict[str, PreparedStatement[Row]] = {}
-        """What the server said of a statement's parameters and columns. Nothing is kept on the server: the driver sends
-        the text with each execution, all in one round trip, and a pooler may hand us on between any two."""
+        self._statements = Statements(connection)
         self._is_proven = True
         self._offset: timedelta | None = None
         self._offset_base = 0.0
         self.facts: ServerFacts
         self.server_started_at: datetime
         """By the server's clock; another server, or the same after a restart, has another one."""
-        self._is_direct = False
+        self.is_direct = False
+        """Whether the server's session is ours alone, so that nobody is in the way if we keep something in it."""
+        self._ran_a_view = False
+        """Whether a view's query ran, which may have left locks that outlive the transaction."""
         self._best_sample: tuple[timedelta, timedelta]
 
     @classmethod
@@ -70,6 +72,8 @@ class Session:
             async with asyncio.timeout(seconds):
                 session = cls(await connect(target, timeout=seconds))
                 await session.read_facts()
+                if session.is_direct:
+                    session._statements.keep()
         except asyncio.CancelledError:
             if session is not None:
                 await session.close()
@@ -90,7 +94,7 @@ class Session:
         self._best_sample = _sample(before, row.now)
         self.server_started_at = row.started_at
         # PgBouncer and its like invent the number that the driver was told at the start.
-        self._is_direct = row.backend_pid == self._connection.get_server_pid()
+        self.is_direct = row.backend_pid == self._connection.get_server_pid()
         state, _, flaw = row.bookkeeping.partition(": ")
         self.facts = ServerFacts(
             version=shown(row.version.partition(" ")[0], size=VERSION_BYTES),
@@ -146,10 +150,10 @@ class Session:
 
     async def _rows(self, statement: str, *arguments: Any) -> list[Row]:
         if self._is_proven:
-            return await (await self._described(statement)).fetch(*arguments)
+            return await (await self._statements.described(statement)).fetch(*arguments)
         try:
             async with asyncio.timeout(_PROOF_SECONDS):
-                rows = await (await self._described(statement)).fetch(*arguments)
+                rows = await (await self._statements.described(statement)).fetch(*arguments)
         except (TimeoutError, OSError, *queries.DRIVER_ERRORS):
             raise SessionLost from None
         self._is_proven = True
@@ -164,12 +168,30 @@ class Session:
 
         Behind a pooler there is no session of ours to clean, and DISCARD ALL would take from others what they prepared.
         """
-        if self._is_direct:
+        if not self.is_direct:
+            return
+        if self._statements.are_kept and not await self._has_locks_left():
+            # All else that DISCARD ALL takes away, REFRESH leaves to nobody; it would take our statements too.
+            await self.rows(queries.FORGET_SEQUENCES)
+        else:
+            self._statements.distrust()
             await self.rows(queries.RESET)
+        self._ran_a_view = False
+
+    async def _has_locks_left(self) -> bool:
+        if not self._ran_a_view:
+            return False
+        row = await self.row(queries.LOCKS_LEFT)
+        return row is None or bool(row.locks_left)
+
+    def distrust(self) -> None:
+        """Code that is not ours is about to run as our role: use nothing any more that it could have put in place."""
+        self._statements.distrust()
 
     async def utility(self, statement: str) -> None:
-        """Run a statement that names a view, so that its text is of use once."""
-        await self._connection.fetch(statement)
+        """Run REFRESH or ANALYZE of a view: a statement whose text is of use once."""
+        self._ran_a_view = True
+        await self._statements.run_once(statement)
 
     async def parse(self, statement: str) -> PreparedStatement[Row]:
         """Have the server read a statement that names a view, without running it: in a transaction whatever has the
@@ -182,14 +204,14 @@ class Session:
     async def begin(self, *, at_one_snapshot: bool = False) -> None:
         """Start a job's one transaction; READ COMMITTED, so that each statement sees what was committed before it.
 
+        The first statement is to make the search path safe, as PATH and the settings do.
         `at_one_snapshot`: REPEATABLE READ, so that all of them see what was committed before the first.
         """
         await self.rows(queries.BEGIN_AT_ONE_SNAPSHOT if at_one_snapshot else queries.BEGIN)
-        await self.rows(queries.PATH)
 
     async def commit(self) -> None:
         """Commit, and believe the tag only: COMMIT of an aborted transaction rolls back without an error."""
-        statement = await self._described(queries.COMMIT)
+        statement = await self._statements.described(queries.COMMIT)
         await statement.fetch()
         if statement.get_statusmsg() != "COMMIT":
             raise Problem(RefreshReason.INTERNAL_ERROR, "The server rolled the transaction back at COMMIT.")
@@ -205,13 +227,7 @@ class Session:
         included: if we vanish there, it keeps its locks. So none is asked for once readers wait for us.
         """
         for statement in statements:
-            await self._described(statement)
-
-    async def _described(self, statement: str) -> PreparedStatement[Row]:
-        known = self._descriptions.get(statement)
-        if known is None:
-            known = self._descriptions[statement] = await self._connection.prepare(statement)
-        return known
+            await self._statements.described(statement)
 
     @property
     def closed(self) -> bool:

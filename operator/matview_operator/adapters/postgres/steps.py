@@ -11,10 +11,12 @@ from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.ledger import ATTEMPTS
 from matview_operator.adapters.postgres.overtaking import check_sources, note_sources
 from matview_operator.adapters.postgres.session import Session, view_facts
+from matview_operator.adapters.postgres.sql import claim as claim_queries
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql import sources as source_queries
 from matview_operator.adapters.postgres.sql.lookup import IN_USE, LOOKUP, LOOKUP_WITH_LEDGER
 from matview_operator.adapters.postgres.sqlstate import problem_of
+from matview_operator.adapters.postgres.wire.authentication import Row
 from matview_operator.adapters.postgres.work import Stage, Work, mode_of, row_of
 from matview_operator.api.outcome import RefreshMode, RefreshReason
 from matview_operator.api.policy import Isolation
@@ -94,41 +96,29 @@ async def refresh(work: Work, session: Session) -> None:
     run, found, mode = work.run, row_of(work), mode_of(work)
     work.job.stage = Stage.REFRESHING
     work.watch = await watch(session, run.guard, view=run.view, found=found, mode=mode)
-    await session.describe(source_queries.REWRITTEN, _claim_of(work), queries.COMMIT)
+    await session.describe(source_queries.FILES, source_queries.REWRITTEN, _claim_of(work), queries.COMMIT)
     await session.utility(queries.refresh(queries.QuotedName(found.quoted), mode))
-    await check_sources(work, session)
+    if work.watch is not None or work.job.grouped:
+        # What is wrong for that reason is not the guard's business, nor that of the views that come after.
+        await check_sources(work, session)
     if work.watch is not None:
         await work.watch.check()
 
 
 async def claim(work: Work, session: Session) -> bool:
     """Re-check the view and write the ledger's row; False when the slot was settled meanwhile."""
-    run, job, found, choice = work.run, work.job, row_of(work), work.choice
-    assert choice is not None  # set by the lookup
+    run, job, found = work.run, work.job, row_of(work)
     job.stage = Stage.CLAIMING
-    name = (run.view.schema, run.view.name, found.oid)
-    claims = _claim_of(work) is queries.RECHECK_AND_CLAIM
-    if claims:
-        row = await session.row(
-            queries.RECHECK_AND_CLAIM,
-            *name,
-            found.inserted,
-            found.deleted,
-            run.policy_uid,
-            str(run.view),
-            run.slot_id,
-            None if run.due_at is None else run.due_at + job.clock_offset,
-            work.attempt,
-            run.lock_token,
-            found.data_as_of,
-            choice.mode.value,
-            None if choice.reason is None else choice.reason.value,
-            run.correlation_id,
-        )
-    else:
-        row = await session.row(queries.RECHECK, *name)
-    if row is None and claims and await session.row(queries.RECHECK, *name) is not None:
-        return False
+    claims = _claim_of(work) is claim_queries.RECHECK_AND_CLAIM
+    row = await _recheck(work, session)
+    if row is None and work.files:
+        # Not yet the view's or the slot's fault: something that it reads was rewritten, if only what it did not read.
+        await check_sources(work, session)
+        row = await _recheck(work, session)
+    if row is None and claims:
+        row = await session.row(claim_queries.RECHECK, *_same_view(work))
+        if row is not None:
+            return False
     if row is None:
         raise replaced_problem(run.view)
     work.after = row
@@ -143,17 +133,48 @@ async def claim(work: Work, session: Session) -> bool:
     return True
 
 
+async def _recheck(work: Work, session: Session) -> Row | None:
+    run, job, found, choice = work.run, work.job, row_of(work), work.choice
+    assert choice is not None  # set by the lookup
+    statement = _claim_of(work)
+    if statement is claim_queries.RECHECK:
+        return await session.row(statement, *_same_view(work))
+    return await session.row(
+        statement,
+        *_same_view(work),
+        found.inserted,
+        found.deleted,
+        run.policy_uid,
+        str(run.view),
+        run.slot_id,
+        None if run.due_at is None else run.due_at + job.clock_offset,
+        work.attempt,
+        run.lock_token,
+        found.data_as_of,
+        choice.mode.value,
+        None if choice.reason is None else choice.reason.value,
+        run.correlation_id,
+    )
+
+
+def _same_view(work: Work) -> tuple[Any, ...]:
+    """By what both claims know the view again."""
+    run, found = work.run, row_of(work)
+    return run.view.schema, run.view.name, found.oid, [*work.files], [*work.files.values()]
+
+
 def _claim_of(work: Work) -> str:
     # Of a group a part may be settled, by the policy as it was when the slot was first worked on. It is not claimed
     # again. One view at least is, so that this transaction too can commit once only.
     claims = work.job.ledger and row_of(work).settled_by is None
-    return queries.RECHECK_AND_CLAIM if claims else queries.RECHECK
+    return claim_queries.RECHECK_AND_CLAIM if claims else claim_queries.RECHECK
 
 
 async def analyze(work: Work, session: Session) -> None:
     """Plan with the new rows' statistics; in a transaction of its own, and never the run's failure."""
     try:
         await session.begin()
+        await session.rows(queries.PATH)
         timeout = str(max(1, round(work.job.remaining() * 1000)))
         target = await session.row(queries.ANALYZE_TARGET, row_of(work).oid, timeout)
         if target is not None:

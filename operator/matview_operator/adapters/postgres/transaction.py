@@ -15,6 +15,7 @@ from matview_operator.adapters.postgres.ledger import MAX_ATTEMPT, is_one_transa
 from matview_operator.adapters.postgres.overtaking import Overtaken, start_over
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.session import Session, SessionLost
+from matview_operator.adapters.postgres.statements import NOT_KEPT
 from matview_operator.adapters.postgres.steps import analyze, claim, lock, look_up, refresh, would_queue
 from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS
 from matview_operator.adapters.postgres.work import Job, Stage, Work, already_done, mode_of, row_of, success
@@ -36,18 +37,27 @@ async def work_through(job: Job, pool: Pool) -> tuple[RefreshResult, ...]:
 
     The job's session is then the pool's, which wants it back.
     """
+    is_pooled = False
     while True:
         session = job.session = await pool.lend(
             job.target,
             tenant_setting=job.run.tenant_setting.lower() if job.run.isolation is Isolation.TENANT else None,
             seconds=min(CONNECT_SECONDS, job.timeout_seconds),
         )
+        if is_pooled:
+            session.distrust()
         try:
             return await work_over(session, job)
         except SessionLost:
             # Killed, timed out or lost by a firewall while it was idle. The others are no better than this one.
             job.session = None
             pool.forget_server(job.target)
+            await pool.take_back(session, is_clean=False)
+        except asyncpg.PostgresError as error:
+            # A pooler is in between that passes for the server itself. Nothing was committed: it is an answer.
+            if is_pooled or error.sqlstate not in NOT_KEPT:
+                raise
+            is_pooled, job.session, job.stage, job.pending = True, None, Stage.CONNECTING, None
             await pool.take_back(session, is_clean=False)
 
 

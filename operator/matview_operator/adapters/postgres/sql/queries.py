@@ -84,12 +84,21 @@ BEGIN_AT_ONE_SNAPSHOT = "begin isolation level repeatable read read write"
 COMMIT = "commit"
 ROLLBACK = "rollback"
 RESET = "discard all"
+FORGET_SEQUENCES = "discard sequences"
+# Outside of a transaction, so that all of them are the session's.
+LOCKS_LEFT = """
+select exists (select from pg_catalog.pg_locks l where l.pid operator(pg_catalog.=) pg_catalog.pg_backend_pid()
+  and l.locktype operator(pg_catalog.=) 'advisory'::pg_catalog.text) as locks_left
+"""
 ASK = "start transaction isolation level read committed read only"
 
-# Before any other statement of a transaction: who owns the database can give every session a search_path by which `=`
-# is an operator of his own, whose function would run as our role. Local, for behind a pooler others get the session.
+# Before any other statement of a transaction, but for SETTINGS: who owns the database can give every session a
+# search_path by which `=` is an operator of his own, whose function would run as our role. Local, for behind a pooler
+# others get the session.
 PATH = "set local search_path = pg_catalog, pg_temp"
 
+# A run's first statement after BEGIN. It is parsed before it makes the search path safe itself, so it says the schema
+# of each operator, function and type.
 # The settings first, the locks last: a select list is evaluated from left to right. Both locks in one statement, and
 # before anything is read under them: a later statement's snapshot sees what the former holder committed.
 # The seed: else random() in a view's query would go on where an earlier view's setseed() left it in this session.
@@ -97,22 +106,24 @@ PATH = "set local search_path = pg_catalog, pg_temp"
 # transaction_timeout ends the session, so it comes a little later; set to the same time it would replace
 # statement_timeout, which leaves a session in which the failure can be recorded.
 _SETTINGS = """
-select pg_catalog.set_config('statement_timeout', $1::int::text, true),
-       pg_catalog.set_config('lock_timeout', coalesce($2, (extract(epoch from
-         pg_catalog.current_setting('deadlock_timeout')::interval) * 1000 + 500)::int::text), true),
+select pg_catalog.set_config('statement_timeout', $1::int::pg_catalog.text, true),
+       pg_catalog.set_config('lock_timeout', coalesce($2, ((extract(epoch from
+         pg_catalog.current_setting('deadlock_timeout')::interval) operator(pg_catalog.*) 1000)
+         operator(pg_catalog.+) 500)::int::pg_catalog.text), true),
        pg_catalog.set_config('idle_in_transaction_session_timeout', '10000', true),
        pg_catalog.set_config('client_min_messages', 'error', true),
        pg_catalog.set_config('tcp_keepalives_idle', '10', true),
        pg_catalog.set_config('tcp_keepalives_interval', '5', true),
        pg_catalog.set_config('tcp_keepalives_count', '3', true),
        pg_catalog.set_config('client_connection_check_interval', '500', true),
-       case when pg_catalog.current_setting('server_version_num')::int >= 170000
-         then pg_catalog.set_config('transaction_timeout', ($1::int + 500)::text, true) end,
+       case when pg_catalog.current_setting('server_version_num')::int operator(pg_catalog.>=) 170000
+         then pg_catalog.set_config('transaction_timeout',
+           ($1::int operator(pg_catalog.+) 500)::pg_catalog.text, true) end,
        pg_catalog.set_config('row_security', $3, true),
        pg_catalog.set_config('quote_all_identifiers', 'off', true),
        pg_catalog.set_config('app.execution_context', 'worker', true),
        coalesce(pg_catalog.current_setting($4, true), '') as leaked_setting,
-       case when $5::text is not null then pg_catalog.set_config($4, $5, true) end,
+       case when $5::pg_catalog.text is not null then pg_catalog.set_config($4, $5, true) end,
        pg_catalog.setseed($9),
        """
 _LOCKS = """
@@ -128,57 +139,13 @@ SETTINGS_WITH_SEARCH_PATH_AND_LOCKS = (
     + """
        pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog',
          (select pg_catalog.string_agg(pg_catalog.quote_ident(s.name), ', ' order by s.place)
-          from pg_catalog.unnest($10::text[]) with ordinality as s(name, place)), 'pg_temp'), true),"""
+          from pg_catalog.unnest($10::pg_catalog.text[]) with ordinality as s(name, place)), 'pg_temp'), true),"""
     + _LOCKS
 )
 
 LEDGER_ROW = """
 select r.data_as_of, r.finished_at, r.mode, r.rows_inserted, r.rows_deleted, r.rows_total, r.correlation_id, r.attempt
 from matview_ops.refresh_run r where r.run_id = $1
-"""
-
-# The name is resolved once more: an owner may have put another relation under it. $1 schema, $2 name, $3 OID.
-RECHECK = """
-select
- pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
- pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
- pg_catalog.current_setting('track_counts')::boolean as counted,
- case when c.reltuples >= 0 then c.reltuples::bigint end as estimated_rows,
- pg_catalog.pg_total_relation_size(c.oid) as size_bytes,
- pg_catalog.pg_current_xact_id()::text as xid,
- (select s.system_identifier from pg_catalog.pg_control_system() s) as system_identifier,
- (select p.timeline_id from pg_catalog.pg_control_checkpoint() p) as timeline
-from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-where n.nspname = $1 and c.relname = $2 and c.oid = $3 and c.relkind = 'm'
-"""
-
-# The same, and the claim: the unique key over settled runs makes the slot's work exactly once. No row if another
-# relation has the name, or if the slot was settled meanwhile.
-RECHECK_AND_CLAIM = """
-with claim as (
-  insert into matview_ops.refresh_run (policy_uid, view_oid, view_name, slot_id, due_at, attempt, outcome, lock_token,
-    data_as_of, mode, rows_inserted, rows_deleted, rows_total, reason, correlation_id)
-  select $6, c.oid, $7, $8, $9, $10, 'SUCCESS', $11, $12, $13,
-    case when pg_catalog.current_setting('track_counts')::boolean
-      then pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) - $4::bigint end,
-    case when pg_catalog.current_setting('track_counts')::boolean and $13 = 'Concurrent'
-      then pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) - $5::bigint end,
-    case when pg_catalog.current_setting('track_counts')::boolean and $13 = 'Blocking'
-      then pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) - $4::bigint end, $14, $15
-  from pg_catalog.pg_class c
-  where c.relnamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspname = $1) and c.relname = $2
-    and c.oid = $3 and c.relkind = 'm'
-  on conflict (recorded_by, policy_uid, view_oid, slot_id) where settles do nothing
-  returning run_id,
-    pg_catalog.pg_stat_get_xact_tuples_inserted(view_oid) as inserted,
-    pg_catalog.pg_stat_get_xact_tuples_deleted(view_oid) as deleted,
-    pg_catalog.current_setting('track_counts')::boolean as counted,
-    (select case when c.reltuples >= 0 then c.reltuples::bigint end from pg_catalog.pg_class c where c.oid = view_oid)
-      as estimated_rows,
-    pg_catalog.pg_total_relation_size(view_oid) as size_bytes,
-    pg_catalog.pg_current_xact_id()::text as xid
-)
-select claim.* from claim
 """
 
 RECORD_FAILURE = """
@@ -195,7 +162,21 @@ select r.run_id from matview_ops.refresh_run r where r.recorded_by = session_use
 XACT_STATUS = "select pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) as status"
 
 PATHLESS = frozenset(
-    {ASK, BEGIN, BEGIN_AT_ONE_SNAPSHOT, PATH, ROLLBACK, RESET, CLOCK, IDENTITY, XACT_STATUS, PRUNE, RECORD_FAILURE}
+    {
+        ASK,
+        BEGIN,
+        BEGIN_AT_ONE_SNAPSHOT,
+        PATH,
+        ROLLBACK,
+        RESET,
+        FORGET_SEQUENCES,
+        LOCKS_LEFT,
+        CLOCK,
+        IDENTITY,
+        XACT_STATUS,
+        PRUNE,
+        RECORD_FAILURE,
+    }
 )
 """Mean the same under every search_path: no operator, and no name of a function or type without its schema."""
 

@@ -1,0 +1,70 @@
+"""Our statements on one connection: what the server has said of each, and those that it keeps for us, planned.
+
+Planning is what most of them cost. So on a connection that is ours alone the server keeps each under a name, and plans
+it once. The name is made of the text: behind a pooler that we did not notice, whoever has prepared that name has
+prepared that statement.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from asyncpg.prepared_stmt import PreparedStatement
+from asyncpg.protocol.protocol import PreparedStatementState
+
+from matview_operator.adapters.postgres.wire.authentication import Row
+
+if TYPE_CHECKING:
+    import asyncpg
+
+NOT_KEPT = frozenset({"26000", "42P05"})
+"""SQLSTATEs by which a server says that it does not know a name of ours, or knew it before we said it."""
+_NAME_DIGITS = 32
+
+
+def name_of(text: str) -> str:
+    """The name under which a server keeps a statement for us."""
+    return f"matview_{sha256(text.encode()).hexdigest()[:_NAME_DIGITS]}"
+
+
+class Statements:
+    """Of one connection. Bounded, because the texts are our constants."""
+
+    def __init__(self, connection: asyncpg.Connection[Row]) -> None:
+        self._connection = connection
+        self._descriptions: dict[str, PreparedStatement[Row]] = {}
+        self._forgotten: list[PreparedStatement[Row]] = []
+        """The driver would close what nobody refers to, with a message of its own for each."""
+        self.are_kept = False
+        """Whether the server keeps them. If not, the driver sends the text with each execution, in the same message."""
+
+    async def described(self, text: str) -> PreparedStatement[Row]:
+        """What the server says of a statement; it is asked once."""
+        known = self._descriptions.get(text)
+        if known is None:
+            name = name_of(text) if self.are_kept else None
+            known = self._descriptions[text] = await self._connection.prepare(text, name=name)
+        return known
+
+    def keep(self) -> None:
+        """From now on have the server keep them: nobody else uses the connection's session."""
+        self.are_kept = True
+
+    def distrust(self) -> None:
+        """Use no name any more: somebody else's code may have put a statement of its own under it."""
+        if self.are_kept:
+            self._forgotten += self._descriptions.values()
+            self._descriptions = {}
+        self.are_kept = False
+
+    async def run_once(self, text: str) -> None:
+        """Run a statement without parameters and rows, whose text is of use once: all in one message.
+
+        Asked beforehand what it returns, the server would wait for us under no timeout.
+        """
+        connection: Any = self._connection
+        protocol = connection._protocol  # noqa: SLF001 - the driver's own way describes each statement first
+        state = PreparedStatementState("", text, protocol, Row, True)
+        state.mark_unprepared()
+        await PreparedStatement(connection, text, state).fetch()
