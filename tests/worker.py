@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Self
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.refresher import Refresher
 from matview_operator.domain.connection import parse_url
-from matview_operator.domain.result import RefreshResult
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from multiprocessing.connection import Connection
 
+    from matview_operator.domain.result import RefreshResult
     from matview_operator.domain.run import Run
 
 # One process imports all this once; workers are forked from it, within milliseconds.
@@ -44,15 +45,17 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    async def refresh(self, url: str, run: Run) -> RefreshResult:
-        """Have it do a run. Raises WorkerDied."""
+    async def refresh(self, url: str, *runs: Run, grouped: bool = False) -> tuple[RefreshResult, ...]:
+        """Have it do one run, or several as a group whose deadline is the first one's. Raises WorkerDied."""
+        assert grouped or len(runs) == 1
         try:
-            self._pipe.send((url, run))
-            result = await asyncio.to_thread(self._pipe.recv)
+            self._pipe.send((url, runs, grouped))
+            results = await asyncio.to_thread(self._pipe.recv)
         except (EOFError, OSError):
             raise WorkerDied from None
-        assert isinstance(result, RefreshResult)
-        return result
+        assert isinstance(results, tuple)
+        assert [result.view_name for result in results] == [str(run.view) for run in runs]
+        return results
 
     def kill(self) -> None:
         """End it by SIGKILL; it is gone when this returns. Nothing happens the second time."""
@@ -70,5 +73,14 @@ async def _work(pipe: Connection) -> None:
         refresher = Refresher(pool)
         with suppress(EOFError):
             while True:
-                url, run = await asyncio.to_thread(pipe.recv)
-                pipe.send(await refresher.refresh(target=parse_url(url), run=run))
+                url, runs, grouped = await asyncio.to_thread(pipe.recv)
+                pipe.send(await run_all(refresher, url, runs, grouped=grouped))
+
+
+async def run_all(refresher: Refresher, url: str, runs: Sequence[Run], *, grouped: bool) -> tuple[RefreshResult, ...]:
+    """Do one run by itself, or the runs of a group."""
+    target = parse_url(url)
+    if grouped:
+        return await refresher.refresh_group(target=target, runs=runs, timeout_seconds=runs[0].timeout_seconds)
+    (run,) = runs
+    return (await refresher.refresh(target=target, run=run),)

@@ -1,5 +1,7 @@
 """Each slot exactly once, though workers, backends, servers and answers die at random; at least once without ledger.
 
+Some slots are a group's: its views are refreshed by one transaction or not at all.
+
 The oracle is not the ledger: the views' own query writes a row into a table, with the transaction's id. It is there if
 and only if that refresh committed. EXACTLY_ONCE_SLOTS makes it longer (`make torture`), EXACTLY_ONCE_SEED repeats one.
 """
@@ -47,7 +49,9 @@ SECONDS_PER_SLOT = 2
 
 _LOST = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
-VIEWS = [public("concurrent"), public("another"), public("blocking")]
+CONCURRENT, ANOTHER, BLOCKING, READER = (public(name) for name in ("concurrent", "another", "blocking", "reader"))
+WORK = [(READER, ANOTHER, CONCURRENT), (BLOCKING,), (CONCURRENT,), (ANOTHER,), (CONCURRENT,)]
+"""What is refreshed for one slot, by turns. Several views are a group, and meet those who refresh one of them alone."""
 SCHEMA = """
 create table base (id int primary key, v int);
 insert into base select n, n from generate_series(1, 50) n;
@@ -59,16 +63,22 @@ create unique index on concurrent (id);
 create materialized view another as select id, v, noted from base, note('another') noted;
 create unique index on another (id);
 create materialized view blocking as select id, v, noted from base, note('blocking') noted;
+create materialized view reader as select id, v, noted.noted from concurrent, note('reader') noted(noted);
+create unique index on reader (id);
 truncate committed;
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One slot of one view."""
+    """One slot of one view, or of a group."""
 
     slot: SlotId
-    view: ViewName
+    views: tuple[ViewName, ...]
+
+    @property
+    def grouped(self) -> bool:
+        return len(self.views) > 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,8 +97,8 @@ class Scene:
     told: Counter[str] = field(default_factory=Counter)
     """How runs ended, as far as somebody lived to tell."""
     befell: Counter[str] = field(default_factory=Counter)
-    networks_to_lose: int = 0
-    """How often the network is still to go away for good during COMMIT."""
+    networks_to_lose: Counter[bool] = field(default_factory=Counter)
+    """How often the network is still to go away for good during COMMIT, of a view's slot and of a group's (True)."""
     progress: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -129,37 +139,47 @@ class Scene:
         self.at_work[number] = job
         return job
 
-    async def attempt(self, number: int, job: Job) -> RefreshResult:
+    async def attempt(self, number: int, job: Job) -> tuple[RefreshResult, ...]:
         """Directly, or through a network that loses a statement or the answer to it."""
         fault, seconds = None, 20.0
-        if self.networks_to_lose:
+        if self.networks_to_lose[job.grouped]:
             # Nobody answers any more: the run cannot know, the next attempt must.
             fault = Fault(statement="commit", loses=self.chance.choice(["request", "answer"]), silent=True)
             fault.network_too, seconds = True, 1.0
-            self.networks_to_lose -= 1
+            self.networks_to_lose[job.grouped] -= 1
         elif self.chance.random() < 0.1:
             statement = self.chance.choice(["refresh", "with claim", "commit", "commit"])
             loses: Loss = self.chance.choice(["request", "answer"])
-            fault = Fault(statement=statement, loses=loses)
+            # A group may get as far as its last view.
+            skips = 0 if statement == "commit" else self.chance.randrange(len(job.views))
+            fault = Fault(statement=statement, loses=loses, skips=skips)
             self.befell[f"{loses} lost"] += 1
-        run = a_run(job.view, slot_id=job.slot, timeout_seconds=seconds, correlation_id=f"worker {number}")
+        runs = [
+            a_run(view, slot_id=job.slot, timeout_seconds=seconds, correlation_id=f"worker {number}")
+            for view in job.views
+        ]
         worker = self.workers[number]
         if fault is None:
-            return await worker.refresh(self.database.url(), run)
+            return await worker.refresh(self.database.url(), *runs, grouped=job.grouped)
         async with Proxy(self.database.server.port, fault) as proxy:
             try:
-                result = await worker.refresh(self.database.url(via=proxy), run)
+                results = await worker.refresh(self.database.url(via=proxy), *runs, grouped=job.grouped)
             except WorkerDied:
-                self.networks_to_lose += fault.network_too
+                self.networks_to_lose[job.grouped] += fault.network_too
                 raise
             # It did not come so far: another one is to.
-            self.networks_to_lose += fault.network_too and result.outcome is not RefreshOutcome.UNKNOWN
-            return result
+            unknown = results[0].outcome is RefreshOutcome.UNKNOWN
+            self.networks_to_lose[job.grouped] += fault.network_too and not unknown
+            return results
 
-    def tell(self, job: Job, result: RefreshResult) -> None:
-        recovered = result.error_type is RefreshReason.RECOVERED
-        self.told["SUCCESS, recovered" if recovered else result.outcome.value] += 1
-        if result.outcome is RefreshOutcome.SUCCESS:
+    def tell(self, job: Job, results: tuple[RefreshResult, ...]) -> None:
+        # Of a group one view may fail and the others with it, but all succeed or none.
+        ends = {"SUCCESS, recovered" if done_before(result) else result.outcome.value for result in results}
+        how = " and ".join(sorted(ends))
+        self.told[f"group {how}" if job.grouped else how] += 1
+        if any(end.startswith("SUCCESS") for end in ends):
+            assert len(ends) == 1, how
+            assert len({result.data_as_of for result in results}) == 1, "a group has one snapshot"
             self.done.add(job)
             self.progress.set()
 
@@ -250,10 +270,27 @@ EVENTS = {
 }
 
 
+def done_before(result: RefreshResult) -> bool:
+    return result.error_type is RefreshReason.RECOVERED
+
+
 def jobs(count: int) -> Iterator[Job]:
     for number in range(count):
         instant = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
-        yield Job(slot_id(instant), VIEWS[number % len(VIEWS)])
+        yield Job(slot_id(instant), WORK[number % len(WORK)])
+
+
+async def transactions(database: Database) -> list[tuple[str, ...]]:
+    """The views that each committed transaction refreshed."""
+    rows = await database.fetch_as(
+        SUPERUSER, "select array_agg(view order by view) as views from committed group by xid"
+    )
+    return sorted(tuple(row["views"]) for row in rows)
+
+
+def wanted(count: int) -> list[tuple[str, ...]]:
+    """What they are to be: each slot's views in one transaction of its own."""
+    return sorted(tuple(sorted(str(view) for view in job.views)) for job in jobs(count))
 
 
 @pytest.mark.timeout(120 + SECONDS_PER_SLOT * SLOTS)
@@ -270,7 +307,7 @@ async def test_h_g_each_slot_exactly_once_whatever_dies(
             chance=random.Random(f"{SEED} {version}"),  # noqa: S311 - to be repeated by its seed
             todo=deque(jobs(slots)),
             sharing=0.2,
-            networks_to_lose=max(1, slots // 300),
+            networks_to_lose=Counter({False: max(1, slots // 300), True: max(1, slots // 300)}),
         )
         often = max(1, slots // 100)
         await scene.play(
@@ -285,13 +322,14 @@ async def test_h_g_each_slot_exactly_once_whatever_dies(
         await database.close()
         settled = await database.fetch_as(
             SUPERUSER,
-            "select slot_id, view_name, count(*) as times from matview_ops.refresh_run where settles group by 1, 2",
+            "select slot_id, array_agg(view_name order by view_name) as views, count(distinct xmin::text) as xids,"
+            " count(distinct data_as_of) as instants from matview_ops.refresh_run where settles group by 1",
         )
-        assert {(row["slot_id"], row["view_name"]): row["times"] for row in settled} == {
-            (job.slot, str(job.view)): 1 for job in jobs(slots)
+        assert {row["slot_id"]: tuple(row)[1:] for row in settled} == {
+            job.slot: (sorted(str(view) for view in job.views), 1, 1) for job in jobs(slots)
         }
         # What committed, and what the ledger says, are the same transactions, one to one.
-        assert await database.value_as(SUPERUSER, "select count(*) from committed") == slots
+        assert await transactions(database) == wanted(slots)
         assert (
             await database.fetch_as(
                 SUPERUSER,
@@ -304,9 +342,10 @@ async def test_h_g_each_slot_exactly_once_whatever_dies(
             )
             == []
         )
-        assert scene.told["SUCCESS"] <= slots
-        assert scene.told["SUCCESS, recovered"] > 0
-        assert scene.told["UNKNOWN"] > 0
+        assert scene.told["SUCCESS"] + scene.told["group SUCCESS"] <= slots
+        for whose in ("", "group "):
+            assert scene.told[f"{whose}SUCCESS, recovered"] > 0
+            assert scene.told[f"{whose}UNKNOWN"] > 0
 
 
 @pytest.mark.timeout(240)
@@ -323,6 +362,7 @@ async def test_without_the_ledger_a_crash_repeats_one_refresh_at_most(start_serv
         )
         await scene.play(workers=2, events=["worker killed"] * (slots // 5) + ["backend ended"] * (slots // 5))
         await database.close()
-        committed = await database.value_as(SUPERUSER, "select count(*) from committed")
-        assert isinstance(committed, int)
-        assert slots <= committed <= slots + scene.befell.total()
+        committed = Counter(await transactions(database))
+        assert Counter(wanted(slots)) <= committed
+        assert {*committed} == {*wanted(slots)}, "a group was refreshed in part"
+        assert committed.total() <= slots + scene.befell.total()
