@@ -157,6 +157,7 @@ _NO_FUNCTIONS = frozenset(
 def bare_calls(statement: str) -> set[str]:
     """Functions that a statement calls without their schema."""
     text = re.sub(r"'(?:[^']|'')*'", "''", statement)
+    text = re.sub(r"\boperator\(pg_catalog\.[^()\w]+\)", "", text)
     own = set(re.findall(r"\b(?:with|recursive|as)\s+(\w+)\s*\(", text))
     own |= set(re.findall(r"\b(\w+)\s*\([^()]*\)\s+as\s+(?:materialized\s*)?\(", text))
     own |= set(re.findall(r"\b(?:join|from|into)\s+(?:\w+\.)?(\w+)\s+(?:\w+\s*)?\(", text))
@@ -179,6 +180,8 @@ def test_t6_our_own_statements_say_the_schema_of_each_function() -> None:
     [
         ("select count(*) from t", {"count"}),
         ("select pg_catalog.max(array_agg(a)) from t where x in (select lower ('a') )", {"array_agg", "lower"}),
+        ("select 1 operator(pg_catalog.+) 2 operator(-) 3 operator(public.+) 4", {"operator"}),
+        ("select 1 operator(pg_catalog.+) 2, 3 operator(pg_catalog.>=) 4", set()),
         ("with recursive r(a) as (select pg_catalog.now()) select coalesce(a, 'f(x)') from r", set()),
     ],
 )
