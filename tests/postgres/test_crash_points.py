@@ -189,7 +189,7 @@ async def backend(database: Database) -> int:
     indirect=["databases"],
 )
 async def test_fault_11_a_death_between_any_two_statements_neither_repeats_nor_loses_a_slot(
-    database: Database, victim: Victim, grouped: bool
+    database: Database, *, victim: Victim, grouped: bool
 ) -> None:
     subject = await Subject.make(database, grouped=grouped)
     for point in await points(subject):
@@ -223,7 +223,7 @@ async def test_fault_11_a_death_between_any_two_statements_neither_repeats_nor_l
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["view", "group"])
 async def test_fault_1_a_backend_killed_between_any_two_statements_neither_repeats_nor_loses_a_slot(
-    start_server: Callable[..., Databases], grouped: bool
+    start_server: Callable[..., Databases], *, grouped: bool
 ) -> None:
     """By SIGKILL, upon which the server ends every session and recovers from its log."""
     databases = start_server(version=18)
