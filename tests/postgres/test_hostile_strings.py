@@ -1,7 +1,7 @@
 """Whatever strings a tenant writes, the server is asked to refresh the views that exist under those very names.
 
-The oracle is the server's own log, to the letter. FUZZ_CASES is how many policies are tried. A share of them are groups:
-their refreshes have to stand between the two ends of the cursor by which a group sees that nobody came between, and
+The oracle is the server's own log, to the letter. FUZZ_CASES is how many policies are tried. Some of them are groups,
+whose refreshes have to stand between the two ends of the cursor by which a group sees that nobody came between, and
 which lives as long as one transaction.
 """
 
