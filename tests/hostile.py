@@ -67,9 +67,13 @@ numbers = st.integers(0, 10_000)
 guards = st.none() | st.fixed_dictionaries(
     {"minRows": st.just(1)}, optional={"maxRowLossPercent": st.just(50), "keepTenants": st.just("id") | names}
 )
-wishes = st.one_of(
+granted = st.one_of(
     st.builds(Wish, _sometimes("public", names), names, exists=st.just(True), guard=guards),
     st.builds(Wish, st.just(""), st.just(""), known=numbers, guard=guards),
+)
+"""Of a view that exists, if PostgreSQL can have it."""
+wishes = st.one_of(
+    granted,
     st.builds(Wish, st.just(""), st.just(""), known=numbers, near=st.integers(0, len(NEAR) - 1), guard=guards),
     st.builds(Wish, _sometimes("public", names), names, guard=guards),
 )
@@ -99,21 +103,45 @@ schedules = _sometimes(
         optional={"timeZone": st.sampled_from(["Europe/Berlin", "../../etc/passwd", "/etc/localtime", "UTC"]) | texts},
     ),
 )
-attacks = st.builds(
-    Attack,
-    wishes=st.lists(wishes, min_size=1, max_size=3),
-    policy=_spec(
-        {"databaseRef": _sometimes({"name": "db"}, st.fixed_dictionaries({"name": texts})), "schedule": schedules},
-        tenantId=texts | st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=63),
-        isolation=st.sampled_from(["Shared", "Shared", "Tenant"]),
-        tenantSetting=_sometimes("app.current_tenant_id", texts | st.just("a.b") | st.just("plpgsql.x")),
-        concurrently=st.sampled_from(["IfPossible", "Never"]),
+
+
+def _attacks(
+    wished: st.SearchStrategy[list[Wish]], *, required: dict[str, Any], **optional: st.SearchStrategy[Any]
+) -> st.SearchStrategy[Attack]:
+    return st.builds(
+        Attack,
+        wishes=wished,
+        policy=_spec(
+            {
+                "databaseRef": _sometimes({"name": "db"}, st.fixed_dictionaries({"name": texts})),
+                "schedule": schedules,
+                **required,
+            },
+            tenantId=texts | st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=63),
+            isolation=st.sampled_from(["Shared", "Shared", "Tenant"]),
+            tenantSetting=_sometimes("app.current_tenant_id", texts | st.just("a.b") | st.just("plpgsql.x")),
+            **optional,
+        ),
+        token=st.none() | texts | st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
+        database=_spec(
+            {"secretRef": _sometimes({"name": "db-app"}, st.fixed_dictionaries({"name": texts}))},
+            searchPath=_sometimes([], st.lists(names, max_size=3)),
+            database=_sometimes(None, texts),
+        ),
+        secret=_sometimes({}, st.dictionaries(st.sampled_from(["dbname", "username", "password", "port"]), texts)),
+    )
+
+
+attacks = _attacks(
+    st.lists(wishes, min_size=1, max_size=3), required={}, concurrently=st.sampled_from(["IfPossible", "Never"])
+)
+# A group is refused whole if one of its views is: so most are there, and all are different.
+group_attacks = _attacks(
+    st.one_of(
+        st.lists(wished, min_size=count, max_size=count, unique_by=lambda wish: (wish.schema, wish.name, wish.known))
+        for wished in (granted, granted, wishes)
+        for count in (1, 2, 3)
     ),
-    token=st.none() | texts | st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
-    database=_spec(
-        {"secretRef": _sometimes({"name": "db-app"}, st.fixed_dictionaries({"name": texts}))},
-        searchPath=_sometimes([], st.lists(names, max_size=3)),
-        database=_sometimes(None, texts),
-    ),
-    secret=_sometimes({}, st.dictionaries(st.sampled_from(["dbname", "username", "password", "port"]), texts)),
+    required={"consistency": st.just("Group")},
+    concurrently=_sometimes("IfPossible", st.just("Never")),
 )

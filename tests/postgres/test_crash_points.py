@@ -189,7 +189,7 @@ async def backend(database: Database) -> int:
     indirect=["databases"],
 )
 async def test_fault_11_a_death_between_any_two_statements_neither_repeats_nor_loses_a_slot(
-    database: Database, victim: Victim, *, grouped: bool
+    database: Database, *, victim: Victim, grouped: bool
 ) -> None:
     subject = await Subject.make(database, grouped=grouped)
     for point in await points(subject):

@@ -1,6 +1,8 @@
 """Whatever strings a tenant writes, the server is asked to refresh the views that exist under those very names.
 
-The oracle is the server's own log, to the letter. FUZZ_CASES is how many policies are tried.
+The oracle is the server's own log, to the letter. FUZZ_CASES is how many policies are tried. Some of them are groups,
+whose refreshes have to stand between the two ends of the cursor by which a group sees that nobody came between, and
+which lives as long as one transaction.
 """
 
 from __future__ import annotations
@@ -8,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+from collections import Counter
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR, quoted
-from tests.hostile import NEAR, Attack, Wish, attacks
+from tests.hostile import NEAR, Attack, Wish, attacks, group_attacks
 from tests.statements import StatementLog, fixed_statements
 from tests.unit.ports import MemorySecrets
 
@@ -23,12 +26,13 @@ from matview_operator import RefreshOutcome
 from matview_operator.adapters.kube.status_writer import status_document
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.refresher import Refresher
+from matview_operator.adapters.postgres.sql import group as group_queries
 from matview_operator.adapters.postgres.sql import guard as guard_queries
 from matview_operator.adapters.postgres.sql.queries import QuotedName
 from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseStatus
 from matview_operator.api.model import REQUESTED_AT
 from matview_operator.api.outcome import RefreshMode, RefreshReason
-from matview_operator.api.policy import MatviewRefreshPolicy
+from matview_operator.api.policy import Consistency, MatviewRefreshPolicy
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.conditions import not_ready
 from matview_operator.domain.destination import Destinations
@@ -45,6 +49,7 @@ from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runner import SlotRunner
 
 if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
     from tests.database import Database
     from tests.databases import Databases
 
@@ -52,10 +57,23 @@ if TYPE_CHECKING:
 
 CASES = int(os.environ.get("FUZZ_CASES", "2000"))
 _PER_DATABASE = 1000
+GROUPS = 4
+"""One in so many policies is a group."""
 NAMESPACE = "tenant"
 REFRESH = "refresh materialized view"
 ODD = {"standard_conforming_strings": "off", "quote_all_identifiers": "on", "client_encoding": "LATIN1"}
+CANARY = ("public", "canary")
+"""A table that hostile strings would drop."""
 RESERVED = ("pg_", "information_schema", "matview_ops")
+
+
+class End(NamedTuple):
+    """How one view's run ended."""
+
+    name: tuple[str, str]
+    result: RefreshResult
+    column: str | None
+    """By which its guard tells tenants apart."""
 
 
 class Target:
@@ -64,9 +82,13 @@ class Target:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.log = StatementLog(database)
-        self.views: dict[tuple[str, str], None] = {}
-        self.expected: list[tuple[str, str, str]] = []
+        self.views: dict[tuple[str, str], bool] = {}
+        """Those that exist, and whether they have a unique index."""
+        self.expected: list[tuple[str, str | None, str | None]] = []
+        """Commands with the view that they name, if they name one."""
         self.attacks = self.refused = self.refreshed = 0
+        self.groups: Counter[RefreshOutcome] = Counter()
+        """How groups of several views ended."""
         self.registry = Registry()
         self.secrets = MemorySecrets()
         # Kept as long as it can be: what one policy left in a session would meet the next one's run.
@@ -112,18 +134,56 @@ class Target:
             return
         report = await self._run(policy, reached, attack)
         right = not attack.secret and reached.database is None and policy.spec.database_ref.name == "db"
+        can_work = right and policy.spec.isolation == "Shared"
+        ends = []
         for (view, result), name, wish in zip(report.results, views, attack.wishes, strict=True):
             assert (view.schema, view.name) == name
-            column = None if wish.guard is None else wish.guard.get("keepTenants")
-            self._judge(name, result, can_work=right and policy.spec.isolation == "Shared", column=column)
+            ends.append(End(name, result, None if wish.guard is None else wish.guard.get("keepTenants")))
+        if policy.spec.consistency is Consistency.GROUP:
+            self._judge_group(ends, can_work=can_work)
+        else:
+            for end in ends:
+                self._judge(end, can_work=can_work)
 
-    def _judge(self, name: tuple[str, str], result: RefreshResult, *, can_work: bool, column: str | None) -> None:
+    def _judge_group(self, ends: list[End], *, can_work: bool) -> None:
+        """All are refreshed between the group's two looks at the catalogue, or one says why they are as before."""
+        causes = [end for end in ends if end.result.error_type is not RefreshReason.GROUP_ROLLED_BACK]
+        assert causes == ends or len(causes) == 1, ends
+        (outcome,) = {end.result.outcome for end in causes}
+        in_order = sorted(ends, key=lambda end: end.name)
+        if outcome is RefreshOutcome.SUCCESS:
+            assert causes == ends, ends
+            self._expect(group_queries.WATCH)
+            for end in in_order:
+                assert self.views[end.name], end
+                assert end.result.mode is RefreshMode.CONCURRENT, end
+                self._judge(end, can_work=can_work)
+            self._expect(group_queries.WATCHED)
+        elif outcome is RefreshOutcome.REJECTED_BY_GUARD:
+            self._expect(group_queries.WATCH)
+            for end in in_order[: in_order.index(causes[0])]:
+                # It was refreshed, and rolled back.
+                self._expect(f"{REFRESH} concurrently", *end.name)
+            self._judge(causes[0], can_work=can_work)
+        elif can_work and causes[0].result.error_type is RefreshReason.NO_UNIQUE_INDEX:
+            assert self.views[causes[0].name] is False, ends
+        else:
+            for end in causes:
+                self._judge(end, can_work=can_work)
+        if len(ends) > 1:
+            self.groups[outcome] += 1
+
+    def _expect(self, command: str, schema: str | None = None, name: str | None = None) -> None:
+        self.expected.append((command, schema, name))
+
+    def _judge(self, end: End, *, can_work: bool) -> None:
+        name, result, column = end
         if result.outcome is RefreshOutcome.SUCCESS:
             assert name in self.views
             self.refreshed += 1
             concurrent = result.mode is RefreshMode.CONCURRENT
-            commands = [f"{REFRESH} concurrently"] if concurrent else [REFRESH, "analyze"]
-            self.expected += [(command, *name) for command in commands]
+            for command in [f"{REFRESH} concurrently"] if concurrent else [REFRESH, "analyze"]:
+                self._expect(command, *name)
         elif result.outcome is RefreshOutcome.REJECTED_BY_GUARD:
             assert name in self.views
             assert column not in (None, "id"), result
@@ -132,7 +192,8 @@ class Target:
             assert result.error_message
             assert is_printable(result.error_message)
             assert not can_work or name not in self.views, result
-            assert not can_work or result.error_type is RefreshReason.VIEW_NOT_FOUND, result
+            reason = RefreshReason.NOT_MATERIALIZED_VIEW if name == CANARY else RefreshReason.VIEW_NOT_FOUND
+            assert not can_work or result.error_type is reason, result
 
     async def _run(self, policy: MatviewRefreshPolicy, database: MatviewDatabaseSpec, attack: Attack) -> SlotReport:
         meta, spec = policy.metadata, policy.spec
@@ -192,15 +253,16 @@ class Target:
     async def _make(self, schema: str, name: str) -> None:
         if any("\0" in part or not 0 < len(part.encode()) <= IDENTIFIER_BYTES for part in (schema, name)):
             return
-        if (schema, name) in self.views or schema.startswith(RESERVED):
+        if (schema, name) in {CANARY, *self.views} or schema.startswith(RESERVED):
             return
         full = f"{quoted(schema)}.{quoted(name)}"
         if schema != "public":
             make = f"create schema if not exists {quoted(schema)} authorization {APP_OWNER}"
             await self.database.execute_as(SUPERUSER, make)
-        index = f"; create unique index on {full} (id)" if len(self.views) % 2 else ""
+        indexed = len(self.views) % 8 < 7
+        index = f"; create unique index on {full} (id)" if indexed else ""
         await self.database.execute_as(APP_OWNER, f"create materialized view {full} as select 1 as id{index}")
-        self.views[schema, name] = None
+        self.views[schema, name] = indexed
 
     async def judge(self) -> None:
         """Compare, to the letter and in order, with what the server says that it was asked."""
@@ -214,7 +276,7 @@ class Target:
         await self.pool.close()
         said = [*self.log.read()]
         assert {statement.protocol for statement in said} <= {"extended"}
-        fixed = fixed_statements() | {
+        fixed = (fixed_statements() - {group_queries.WATCH, group_queries.WATCHED}) | {
             text for line in expected if line.startswith(REFRESH) for text in _guard_reads(line)
         }
         assert [statement.text for statement in said if statement.text not in fixed] == expected
@@ -224,8 +286,8 @@ class Target:
         commands, schemas, names = zip(*self.expected, strict=True)
         rows = await self.database.fetch_as(
             SUPERUSER,
-            "select format('%s %I.%I', c, s, n) from unnest($1::text[], $2::text[], $3::text[]) "
-            "with ordinality w(c, s, n, o) order by o",
+            "select case when n is null then c else format('%s %I.%I', c, s, n) end "
+            "from unnest($1::text[], $2::text[], $3::text[]) with ordinality w(c, s, n, o) order by o",
             *(commands, schemas, names),
         )
         return [row[0] for row in rows]
@@ -255,20 +317,23 @@ def _slot(token: str | None, due_at: Any) -> Slot:
 def test_t1_nothing_but_refresh_of_the_very_view_is_run_whatever_a_tenant_writes(
     databases: Databases, defaults: dict[str, str]
 ) -> None:
-    left, refreshed = CASES // 3, 0
+    left, refreshed, groups = CASES // 3, 0, Counter[RefreshOutcome]()
     with asyncio.Runner() as runner:
         while left > 0:
             count, left = min(left, _PER_DATABASE), left - _PER_DATABASE
             database = runner.run(_arranged(databases, defaults))
             try:
                 target = Target(database)
-                _aim(target, runner, count=count)
+                _aim(target, runner, attacks, count=count - count // GROUPS)
+                _aim(target, runner, group_attacks, count=count // GROUPS)
                 runner.run(target.judge())
             finally:
                 runner.run(databases.drop(database))
             target.log.forget()
             refreshed += target.refreshed
+            groups += target.groups
     assert refreshed > CASES // 30
+    assert groups[RefreshOutcome.SUCCESS] + groups[RefreshOutcome.REJECTED_BY_GUARD] > CASES // 1000, groups
 
 
 async def _arranged(databases: Databases, defaults: dict[str, str]) -> Database:
@@ -280,7 +345,7 @@ async def _arranged(databases: Databases, defaults: dict[str, str]) -> Database:
     return database
 
 
-def _aim(target: Target, runner: asyncio.Runner, *, count: int) -> None:
+def _aim(target: Target, runner: asyncio.Runner, wanted: SearchStrategy[Attack], *, count: int) -> None:
     @settings(
         max_examples=count,
         database=None,
@@ -288,7 +353,7 @@ def _aim(target: Target, runner: asyncio.Runner, *, count: int) -> None:
         phases=[Phase.generate],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
-    @given(attacks)
+    @given(wanted)
     def aim(attack: Attack) -> None:
         runner.run(target.attack(attack))
 
