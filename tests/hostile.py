@@ -138,9 +138,13 @@ attacks = _attacks(
 # A group is refused whole if one of its views is: so most are there, and all are different.
 group_attacks = _attacks(
     st.one_of(
-        st.lists(wished, min_size=count, max_size=count, unique_by=lambda wish: (wish.schema, wish.name, wish.known))
-        for wished in (granted, granted, wishes)
-        for count in (1, 2, 3)
+        [
+            st.lists(
+                wished, min_size=count, max_size=count, unique_by=lambda wish: (wish.schema, wish.name, wish.known)
+            )
+            for wished in (granted, granted, wishes)
+            for count in (1, 2, 3)
+        ]
     ),
     required={"consistency": st.just("Group")},
     concurrently=_sometimes("IfPossible", st.just("Never")),

@@ -211,11 +211,16 @@ class MemorySecrets:
     data: dict[Key, Mapping[str, str]] = field(default_factory=dict)
     """By name; values as text."""
     reads: Counter[Key] = field(default_factory=Counter)
+    unanswered: int = 0
+    """How many of the next reads the API server does not answer."""
 
     async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
         await asyncio.sleep(0)
         key = Key(namespace, name)
         self.reads[key] += 1
+        if self.unanswered:
+            self.unanswered -= 1
+            raise Problem(RefreshReason.CONNECTION_FAILED, f"Secret {name} could not be read.")
         if key not in self.data:
             raise Problem(RefreshReason.SECRET_NOT_FOUND, f"There is no Secret {name}; correct {field}.")
         return {part: value.encode() for part, value in self.data[key].items()}

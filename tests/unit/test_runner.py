@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.ports import COVERED, EPOCH, FAILED, LOCK_HELD, UNKNOWN, MemoryExecutor, MemorySecrets, VirtualClock, at
+from tests.unit.ports import (
+    COVERED,
+    EPOCH,
+    FAILED,
+    LOCK_HELD,
+    UNKNOWN,
+    MemoryExecutor,
+    MemorySecrets,
+    Told,
+    VirtualClock,
+    at,
+)
 from tests.unit.world import key, policy_spec, until
 
 from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseStatus
@@ -62,6 +73,10 @@ class Runs:
         spec = MatviewDatabaseSpec.model_validate({"secretRef": {"name": "db"}, "sslMode": "disable"} | fields)
         ref = ObjectRef(kind="MatviewDatabase", key=key("db"), uid="db")
         self.registry.databases[key("db")] = Database(ref=ref, generation=1, spec=spec, status=MatviewDatabaseStatus())
+
+    def move(self, host: str) -> None:
+        """Have the Secret name another host."""
+        self.secrets.data[key("db")] = dict(self.secrets.data[key("db")]) | {"host": host}
 
     def policy(self, name: str = "p", *, uid: uuid.UUID = UID, **fields: Any) -> Policy:
         spec = MatviewRefreshPolicySpec.model_validate(policy_spec(name, **{"views": views("a b")} | fields))
@@ -162,16 +177,6 @@ async def test_a_slot_has_one_correlation_id_the_same_after_a_restart_and_a_requ
     assert (last.correlation_id, last.slot_id, last.due_at) == ("r1", "request:r1", None)
 
 
-async def test_the_secret_is_read_for_each_run_and_nothing_of_it_is_kept() -> None:
-    runs = Runs()
-    running = runs.start(runs.policy())
-    await until(0.05)
-    runs.secrets.data[key("db")] = dict(runs.secrets.data[key("db")]) | {"host": "moved"}
-    await running
-    assert [call.target.host for call in runs.executor.calls] == ["db", "moved"]
-    assert runs.secrets.reads[key("db")] == 2
-
-
 async def test_one_views_failure_does_not_keep_the_next_from_running() -> None:
     runs = Runs()
     runs.executor.script["a"] = [FAILED]
@@ -268,6 +273,109 @@ async def test_a_failure_is_not_tried_again_in_its_slot() -> None:
     runs.executor.script["a"] = [FAILED]
     await runs.run(runs.policy())
     assert runs.executor.views == ["a", "b"]
+
+
+# The Secret.
+
+
+async def test_the_secret_is_read_once_for_a_slot_and_anew_for_the_next() -> None:
+    runs = Runs()
+    policy = runs.policy(views=views(" ".join(f"v{number}" for number in range(100))))
+    running = runs.start(policy)
+    await until(0.05)
+    runs.move("moved")
+    await running
+    assert [call.target.host for call in runs.executor.calls] == ["db"] * 100
+    assert runs.secrets.reads[key("db")] == 1
+    await runs.run(policy, scheduled(at(30), starting_deadline_seconds=60))
+    assert [call.target.host for call in runs.executor.calls[100:]] == ["moved"] * 100
+    assert runs.secrets.reads[key("db")] == 2
+
+
+async def test_a_slots_retry_reads_the_secret_anew_and_the_views_after_it_use_what_it_read() -> None:
+    runs = Runs()
+    runs.executor.held_until["b"] = at(0.2)
+    running = runs.start(runs.policy(views=views("a b c")))
+    await until(0.15)
+    runs.move("moved")
+    await running
+    assert [(call.run.view.name, call.target.host) for call in runs.executor.calls] == [
+        ("a", "db"),
+        ("b", "db"),
+        ("b", "moved"),
+        ("c", "moved"),
+    ]
+    assert runs.secrets.reads[key("db")] == 2
+
+
+NOT_LET_IN = [
+    RefreshReason.AUTHENTICATION_FAILED,
+    RefreshReason.CONNECT_REJECTED,
+    RefreshReason.CONNECTION_FAILED,
+    RefreshReason.TLS_FAILED,
+]
+
+
+@pytest.mark.parametrize("reason", NOT_LET_IN)
+async def test_a_secret_rotated_within_a_slot_is_read_again_when_the_old_one_is_refused(reason: RefreshReason) -> None:
+    runs = Runs()
+    runs.executor.script["b"] = [Told(outcome=RefreshOutcome.FAILED, reason=reason)]
+    running = runs.start(runs.policy(views=views("a b c")))
+    await until(0.05)
+    runs.move("moved")
+    assert outcomes(await running) == [(name, SUCCESS, None) for name in "abc"]
+    assert [(call.run.view.name, call.target.host) for call in runs.executor.calls] == [
+        ("a", "db"),
+        ("b", "db"),
+        ("b", "moved"),
+        ("c", "moved"),
+    ]
+    assert runs.secrets.reads[key("db")] == 2
+
+
+async def test_a_refused_secret_that_did_not_change_is_read_again_once_and_no_view_is_tried_again() -> None:
+    runs = Runs()
+    refused = Told(outcome=RefreshOutcome.FAILED, reason=RefreshReason.AUTHENTICATION_FAILED)
+    for name in "abcd":
+        runs.executor.script[name] = [refused]
+    report = await runs.run(runs.policy(views=views("a b c d")))
+    assert outcomes(report) == [(name, refused.outcome, refused.reason) for name in "abcd"]
+    assert runs.executor.views == ["a", "b", "c", "d"]
+    assert runs.secrets.reads[key("db")] == 2
+
+
+async def test_a_secret_that_was_read_for_the_very_view_is_not_read_again_when_it_is_refused() -> None:
+    runs = Runs()
+    runs.executor.script["a"] = [Told(outcome=RefreshOutcome.FAILED, reason=RefreshReason.AUTHENTICATION_FAILED)]
+    await runs.run(runs.policy(views=views("a")))
+    assert runs.secrets.reads[key("db")] == 1
+
+
+async def test_what_the_server_says_of_a_view_is_no_reason_to_read_the_secret_again() -> None:
+    runs = Runs()
+    runs.executor.script["b"] = [FAILED]
+    await runs.run(runs.policy(views=views("a b c")))
+    assert runs.secrets.reads[key("db")] == 1
+
+
+async def test_a_database_changed_within_a_slot_is_read_anew_for_the_next_view() -> None:
+    runs = Runs()
+    running = runs.start(runs.policy())
+    await until(0.05)
+    runs.database(database="other")
+    await running
+    assert [call.target.database for call in runs.executor.calls] == ["app", "other"]
+    assert runs.secrets.reads[key("db")] == 2
+
+
+async def test_an_api_server_that_does_not_answer_for_one_view_is_asked_for_the_next() -> None:
+    runs = Runs()
+    runs.secrets.unanswered = 1
+    report = await runs.run(runs.policy())
+    assert outcomes(report) == [
+        ("a", RefreshOutcome.FAILED, RefreshReason.CONNECTION_FAILED),
+        ("b", SUCCESS, None),
+    ]
 
 
 # Places.
@@ -373,6 +481,7 @@ async def test_what_a_person_must_mend_fails_every_view_and_reaches_no_server(ha
     report = await runs.run(policy)
     assert outcomes(report) == [("a", RefreshOutcome.FAILED, reason), ("b", RefreshOutcome.FAILED, reason)]
     assert runs.executor.calls == []
+    assert runs.secrets.reads[key("db")] <= 1
     assert report.worst.error_message
     assert "hunter2" not in str(report)
 

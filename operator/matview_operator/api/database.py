@@ -97,13 +97,14 @@ class MatviewDatabaseSpec(Model):
     secret_ref: SecretRef
     """The Secret with the connection's data, in the keys that CloudNativePG writes: either uri, or host,
     port, dbname, username (or user) and password; ca.crt if the server's certificate is to be verified; tls.crt
-    and tls.key for a client certificate. It is read at every use, never listed and never stored."""
+    and tls.key for a client certificate. It is read once for each slot and each check, never listed and never
+    stored."""
     secret_keys: SecretKeys = SecretKeys()
     """Other names for the Secret's keys, for a Secret that something else has made. A key that is named here
     must be there."""
     ca_ref: Optional[CaRef] = None
     """Where the CA lies that the server's certificate must be signed by, if not in the Secret itself; it wins
-    over the Secret's ca.crt. Read at every use like the Secret."""
+    over the Secret's ca.crt. Read as often as the Secret."""
     database: Optional[Identifier] = None
     """Name of the database, if it is not the one that the Secret names. Host and port come from the Secret
     only, so that its password is never sent to another server."""

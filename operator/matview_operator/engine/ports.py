@@ -98,7 +98,7 @@ class Pruner(Protocol):
 
 
 class Secrets(Protocol):
-    """Reads one Secret at use; nothing is kept."""
+    """Reads one Secret at use and keeps nothing; a slot of a policy is one use, whatever number of views it has."""
 
     async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
         """Return the data, decoded from base64; raises Problem. `field` of the MatviewDatabase holds the name."""

@@ -13,6 +13,7 @@ from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
+from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import MatviewError, Problem
 from matview_operator.domain.result import RefreshResult
@@ -25,11 +26,20 @@ from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import Budget, NoPlace
 from matview_operator.engine.ports import Clock, Executor, Key, Secrets
 from matview_operator.engine.registry import Policy, Registry
-from matview_operator.engine.targets import resolve, usable
+from matview_operator.engine.targets import SlotTarget, usable
 
 log = logging.getLogger(__name__)
 
 _TRY_AGAIN = frozenset({RefreshOutcome.SKIPPED_LOCK_HELD, RefreshOutcome.UNKNOWN})
+_NOT_LET_IN = frozenset(
+    {
+        RefreshReason.AUTHENTICATION_FAILED,
+        RefreshReason.CONNECT_REJECTED,
+        RefreshReason.CONNECTION_FAILED,
+        RefreshReason.TLS_FAILED,
+    }
+)
+"""What a Secret that was rotated within the slot may explain. Nothing was begun on the server."""
 
 
 class _PolicyChanged(MatviewError):
@@ -67,11 +77,14 @@ class SlotRunner:
         spec = policy.spec
         assert spec is not None  # an invalid policy has no timer and no request
         ended: list[RefreshResult] = []
+        key = policy.database_key
+        assert key is not None  # the policy has a spec
+        where = SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations)
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
         try:
             for views in _together(spec):
-                ended += await self._refresh(policy, spec, views, slot, first=not ended)
+                ended += await self._refresh(policy, spec, views, slot, where, first=not ended)
         except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
@@ -98,10 +111,16 @@ class SlotRunner:
         )
 
     async def _refresh(
-        self, policy: Policy, spec: MatviewRefreshPolicySpec, views: Sequence[ViewSpec], slot: Slot, *, first: bool
+        self,
+        policy: Policy,
+        spec: MatviewRefreshPolicySpec,
+        views: Sequence[ViewSpec],
+        slot: Slot,
+        where: SlotTarget,
+        *,
+        first: bool,
     ) -> Sequence[RefreshResult]:
-        key = policy.database_key
-        assert key is not None  # the policy has a spec
+        key = where.key
         tries = 0
         held: Sequence[RefreshResult] = ()
         while True:
@@ -115,14 +134,13 @@ class SlotRunner:
                         raise _PolicyChanged
                     # Asked anew: while it waited, the database may have been suspended or a rival may have come.
                     database = self._allowed(policy, spec, key)
-                    target = await resolve(database, key, self._secrets, self._destinations)
+                    target = await where.of(database)
                     runs = [self._run_of(policy, spec, view, slot) for view in views]
-                    if spec.consistency is Consistency.GROUP:
-                        results = await self._executor.refresh_group(
-                            target=target, runs=runs, timeout_seconds=group_timeout(spec, limits=database.limits)
-                        )
-                    else:
-                        results = (await self._executor.refresh(target=target, run=runs[0]),)
+                    results = await self._execute(spec, database, target, runs)
+                    if any(result.error_type in _NOT_LET_IN for result in results):
+                        other = await where.instead_of(target, spec=database)
+                        if other is not None:
+                            results = await self._execute(spec, database, other, runs)
             except Problem as problem:
                 runs = [self._run_of(policy, spec, view, slot) for view in views]
                 return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
@@ -136,7 +154,20 @@ class SlotRunner:
                 return results
             # The rival's run may cover this slot; the ledger then says so. No place is held while waiting.
             held = results
+            where.forget()
             await asyncio.sleep(min(remaining, lock_held_pause(tries, random=self._random)))
+
+    async def _execute(
+        self,
+        spec: MatviewRefreshPolicySpec,
+        database: MatviewDatabaseSpec,
+        target: ConnectionTarget,
+        runs: Sequence[Run],
+    ) -> Sequence[RefreshResult]:
+        if spec.consistency is Consistency.GROUP:
+            seconds = group_timeout(spec, limits=database.limits)
+            return await self._executor.refresh_group(target=target, runs=runs, timeout_seconds=seconds)
+        return (await self._executor.refresh(target=target, run=runs[0]),)
 
     def _remaining(self, slot: Slot) -> float:
         return (slot.deadline - self._clock.now()).total_seconds()

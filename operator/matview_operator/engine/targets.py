@@ -1,4 +1,4 @@
-"""From a policy's databaseRef to a connection target, with one read of each Secret."""
+"""From a policy's databaseRef to a connection target, with one read of each Secret; for a slot, one for all views."""
 
 from __future__ import annotations
 
@@ -52,6 +52,53 @@ async def resolve(
     with _problems_of(name):
         target = target_from_secret(data, secret=name, spec=spec, ca=ca)
     return replace(target, destinations=destinations, owner=str(key))
+
+
+class SlotTarget:
+    """Where one slot's views are refreshed: the Secrets are read with the first view, and forgotten with the slot."""
+
+    def __init__(self, *, key: Key, secrets: Secrets, destinations: Destinations) -> None:
+        self.key = key
+        self._secrets = secrets
+        self._destinations = destinations
+        self._spec: MatviewDatabaseSpec | None = None
+        self._kept: ConnectionTarget | Problem | None = None
+        self._fresh = False
+        self._read_again = False
+
+    async def of(self, spec: MatviewDatabaseSpec) -> ConnectionTarget:
+        """Return what was read in this slot, unless the MatviewDatabase changed since; raises Problem."""
+        kept = self._kept if self._spec == spec else None
+        self._fresh = kept is None
+        if kept is None:
+            self.forget()
+            kept = await self._read(spec)
+            self._spec, self._kept = spec, kept
+        if isinstance(kept, Problem):
+            raise kept
+        return kept
+
+    async def instead_of(self, refused: ConnectionTarget, *, spec: MatviewDatabaseSpec) -> ConnectionTarget | None:
+        """Read once more in a slot what was kept and leads nowhere; None if that changes nothing. Raises Problem."""
+        if self._fresh or self._read_again:
+            return None
+        self._read_again = True
+        self.forget()
+        target = await self.of(spec)
+        return None if target == refused else target
+
+    def forget(self) -> None:
+        """Have the next view, or the next attempt, read anew."""
+        self._kept = None
+
+    async def _read(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | Problem:
+        try:
+            return await resolve(spec, self.key, self._secrets, self._destinations)
+        except Problem as problem:
+            # What a person must mend holds for the slot's other views; the next may find the API server well again.
+            if problem.reason is RefreshReason.CONNECTION_FAILED:
+                raise
+            return problem
 
 
 @contextmanager

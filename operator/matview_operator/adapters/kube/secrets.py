@@ -1,4 +1,4 @@
-"""Reads one Secret by name at the moment of use. Never lists, never keeps."""
+"""Reads one Secret by name when it is asked to. Never lists, never keeps."""
 
 from __future__ import annotations
 
