@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,17 @@ import pytest
 from sandbox.account import server_account
 from sandbox.pgtemplate import SUPERUSER, run_as
 from sandbox.postgres import PostgresServer
-from tests.database import APP_OWNER
+from tests.database import APP_OWNER, MV_OPERATOR
 from tests.databases import Databases
 from tests.refreshes import GatedView, ended, failure, public, refresh, settled
+from tests.small_disk import SmallDisk, small_disk
 
 from matview_operator import RefreshOutcome
 from matview_operator.api.outcome import RefreshReason as Reason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from sandbox.postgres import Mode
     from tests.conftest import ServerLogs
@@ -36,6 +39,9 @@ SUCCESS = RefreshOutcome.SUCCESS
 LOST = (RefreshOutcome.INTERRUPTED, Reason.CONNECTION_LOST)
 AWAY = {(RefreshOutcome.FAILED, Reason.CONNECTION_FAILED), (RefreshOutcome.FAILED, Reason.CONNECTION_LOST), LOST}
 """What attempts end with while a server stops, starts or recovers."""
+
+ROOM = 2 << 20
+"""Bytes that a full disk has left when a run begins: it gets somewhere before it fails."""
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +139,56 @@ async def test_a_server_that_restarts_again_and_again(own_database: Database) ->
     await until_it_succeeds(own_database, view)
 
 
-async def test_a_disk_that_is_full(start_server: Callable[..., Databases]) -> None:
-    """The run's own process may write so much to a file and no more: a write is cut short, as on a full disk.
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk | None]:
+    with small_disk(megabytes=48, directory=tmp_path) as mounted:
+        yield mounted
 
-    More than a WAL segment's 16 MiB: a full disk for WAL too stops the whole server, which is another test.
+
+# The disk comes first: it is unmounted after the server's end.
+@pytest.mark.parametrize("version", [15, 18])
+async def test_a_disk_that_is_full(
+    disk: SmallDisk | None, start_server: Callable[..., Databases], version: int
+) -> None:
+    """Where we may not mount a small one, a limit for the files of one process comes nearest to it."""
+    if disk is None:
+        await test_a_write_that_is_cut_short(start_server)
+        return
+    async with start_server(version=version).lend("ledger") as database:
+        await run_out_of_disk(database, disk)
+
+
+async def run_out_of_disk(database: Database, disk: SmallDisk) -> None:
+    """First the disk on which the view lies, then the one for temporary files, on which CONCURRENTLY builds."""
+    await database.execute_as(SUPERUSER, f"create tablespace small location '{disk.tablespace}'")
+    await database.execute_as(SUPERUSER, "grant create on tablespace small to public")
+    await database.make_view()
+    for name, places in (("blocking", "tablespace small"), ("concurrent", "")):
+        await database.execute_as(
+            APP_OWNER, f"create materialized view {name} {places} as select id, repeat('x', 1900) as text from mv_base"
+        )
+    await database.execute_as(APP_OWNER, "create unique index on concurrent (id)")
+    await database.execute_as(SUPERUSER, f"alter role {MV_OPERATOR} set temp_tablespaces = small")
+    await database.execute_as(APP_OWNER, "insert into mv_base select n, 'a', n from generate_series(4, 4000) n")
+    for view in (public("blocking"), public("concurrent")):
+        disk.fill(leaving=ROOM)
+        before = disk.free
+        assert before == ROOM
+        failure(await refresh(database, view), Reason.SERVER_RESOURCES, "53100")
+        assert await rows(database, view) == [1, 2, 3]
+        assert disk.free == before
+        disk.clear()
+        assert (await refresh(database, view)).outcome is SUCCESS
+        assert await rows(database, view) == [*range(1, 4001)]
+    full = re.findall(r"ERROR: .* file \"(\w+)/.*: No space left on device", database.server.log_text())
+    assert full == ["pg_tblspc"] * 2
+
+
+async def test_a_write_that_is_cut_short(start_server: Callable[..., Databases]) -> None:
+    """The run's own process may write so much to a file and no more.
+
+    On 15: later versions reserve the room first, and tell this limit of the reservation as another error. More than a
+    WAL segment's 16 MiB: a full disk for WAL too stops the whole server, which is another test.
     """
     async with start_server(version=15).lend("ledger") as database:
         gated = await GatedView.make(database)
