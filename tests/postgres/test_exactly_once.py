@@ -249,13 +249,23 @@ class Scene:
                 return
 
     async def play(self, *, workers: int, events: list[str]) -> None:
-        """Have all slots done, and these events happen in a random order meanwhile."""
+        """Have all slots done, and these events happen in a random order meanwhile, but for the last slots.
+
+        Who has lost the network waits for seconds before he tells that he does not know: all who did may be killed
+        first. One that is left alone with the last slots is not.
+        """
         self.chance.shuffle(events)
+        last = [self.todo.pop() for _ in WORK]
+        self.slots -= len(last)
         try:
-            async with asyncio.timeout(60 + SECONDS_PER_SLOT * self.slots), asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.befall(events))
-                for number in range(workers):
-                    tasks.create_task(self.work(number))
+            async with asyncio.timeout(60 + SECONDS_PER_SLOT * self.slots):
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self.befall(events))
+                    for number in range(workers):
+                        tasks.create_task(self.work(number))
+                self.todo.extend(last)
+                self.slots += len(last)
+                await self.work(0)
         finally:
             print(f"seed {SEED}, PostgreSQL {self.database.version}: {workers} workers, {self.slots} slots")  # noqa: T201 - for whoever has to repeat it
             print(f"befell: {dict(self.befell)}\nended: {dict(self.told)}")  # noqa: T201 - as above
