@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from tests.listener import stop_listening
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -51,7 +53,7 @@ class Liar:
         try:
             yield self
         finally:
-            listener.close()
+            await stop_listening(listener)
             for task in [*tasks]:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote
 
+from tests.listener import stop_listening
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from types import TracebackType
@@ -77,7 +79,7 @@ class Proxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._listener.close()
+        await stop_listening(self._listener)
         await self.cut()
 
     def url(self, *, user: str, password: str, database: str) -> str:

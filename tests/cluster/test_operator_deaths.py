@@ -19,6 +19,7 @@ from sandbox.pgtemplate import SUPERUSER
 from tests.cluster.tenant import Json, Tenant, database, policy
 from tests.database import APP_OWNER, Database
 from tests.databases import Databases
+from tests.listener import stop_listening
 from tests.proxy import Fault, Proxy
 from tests.refreshes import settled
 
@@ -54,7 +55,7 @@ class Relay:
         """Yield its URL."""
         listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         yield f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        listener.close()
+        await stop_listening(listener)
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)

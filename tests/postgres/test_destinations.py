@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.listener import stop_listening
 from tests.refreshes import a_run
 
 from matview_operator import RefreshOutcome
@@ -59,7 +60,7 @@ async def listening(address: str = "127.0.0.1", port: int = 0) -> AsyncIterator[
     server = await asyncio.start_server(accept, address, port)
     found = Listener(port=server.sockets[0].getsockname()[1])
     yield found
-    server.close()
+    await stop_listening(server)
 
 
 @pytest.mark.parametrize("host", SAME_HOST)

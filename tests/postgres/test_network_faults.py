@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.database import APP_OWNER
 from tests.leftovers import nothing_left_behind
+from tests.listener import stop_listening
 from tests.proxy import Fault, Proxy
 from tests.refreshes import a_run, backends, ended, settled
 
@@ -153,7 +154,7 @@ class Speaker:
         return port
 
     async def __aexit__(self, *_: object) -> None:
-        self._listener.close()
+        await stop_listening(self._listener)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from sandbox.certificate import make_certificate
 from sandbox.password import MARK
 from sandbox.processes import free_port
+from tests.listener import stop_listening
 from tests.refreshes import a_run
 
 from matview_operator import RefreshOutcome
@@ -66,7 +67,7 @@ class HostileServer:
         server = await asyncio.start_server(self._talk, ["127.0.0.1", "127.0.0.2"], free_port())
         self.port = server.sockets[0].getsockname()[1]
         yield self
-        server.close()
+        await stop_listening(server)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
