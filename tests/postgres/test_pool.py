@@ -24,7 +24,7 @@ from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.statements import name_of
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Analyze
-from matview_operator.api.view import Guard
+from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.connection import ConnectionTarget, parse_url
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ with no data;
 """
 WITNESS = """
 create function public.last_value_of_the_session() returns text language plpgsql as $$
-  begin return lastval(); exception when others then return sqlstate; end $$;
+  begin return lastval();
+  -- The ledger's own sequence is not for everybody; who asks for it learns nothing.
+  exception when insufficient_privilege then return '55000'; when others then return sqlstate; end $$;
 create function public.current_value_of_the_session() returns text language plpgsql as $$
   begin return currval('public.numbers'); exception when others then return sqlstate; end $$;
 create materialized view witness as select
@@ -177,6 +179,64 @@ async def test_a_hostile_view_leaves_nothing_for_the_next_run(database: Database
         assert len({row["number"] for row in draws}) == 2
 
 
+LEFTOVERS = {
+    "lock": "select pg_advisory_lock(1234567, 7654321)",
+    "shared lock": "select pg_advisory_lock_shared(1234567890123)",
+    "sequence": "select nextval('public.numbers')",
+}
+
+
+LEAVING = """
+create table source (n int);
+create sequence public.numbers;
+create function public.leave(n int) returns int language plpgsql immutable as $$
+  begin perform * from ({what}) as done; return n; end $$;
+create materialized view leaving as select pg_backend_pid() as pid, {column} as n from source;
+insert into source values (1);
+"""
+
+
+@pytest.mark.parametrize("what", LEFTOVERS.values(), ids=LEFTOVERS)
+@pytest.mark.parametrize("by", ["view", "view, no ledger", "index"])
+async def test_one_thing_that_a_view_leaves_is_taken_away(database: Database, what: str, by: str) -> None:
+    column = "n" if by == "index" else "public.leave(n)"
+    await database.execute_as(APP_OWNER, LEAVING.format(what=what, column=column) + WITNESS)
+    if by == "index":
+        # While the view is empty; its function runs again at ANALYZE.
+        await database.execute_as(APP_OWNER, "delete from source; refresh materialized view leaving")
+        await database.execute_as(
+            APP_OWNER, "create index on leaving ((public.leave(n))); insert into source values (1)"
+        )
+    if by == "view, no ledger":
+        await database.execute_as(SUPERUSER, "drop schema matview_ops cascade")
+    async with runs_over(database, idle_seconds=0) as runs:
+        fresh = await witnessed(runs)
+    async with runs_over(database) as runs:
+        backend = await runs.backend()
+        for analyze in Analyze:
+            result = await runs.refresh(public("leaving"), analyze=analyze, concurrently=Concurrently.NEVER)
+            assert result.outcome is RefreshOutcome.SUCCESS, result.error_message
+            assert await database.value_as(APP_OWNER, "select max(pid) from leaving") == backend
+            assert await witnessed(runs) == fresh
+
+
+@pytest.mark.parametrize("what", LEFTOVERS.values(), ids=LEFTOVERS)
+async def test_what_a_try_has_left_that_was_rolled_back_is_not_forgotten(database: Database, what: str) -> None:
+    # Of a sequence there is no lock any more.
+    await database.execute_as(APP_OWNER, LEAVING.format(what=what, column="public.leave(n)"))
+    session = await Session.open(parse_url(database.url()))
+    await session.begin()
+    await session.rows(queries.PATH)
+    await session.utility("refresh materialized view public.leaving")
+    await session.rollback()
+    await session.begin()
+    await session.rows(queries.PATH)
+    session.note_leftovers(left_behind=False)
+    await session.commit()
+    assert session.needs_reset
+    await session.close()
+
+
 @only_18
 async def test_a_hostile_view_leaves_nothing_for_the_next_run_through_a_transaction_pooler(
     database: Database, pgbouncer: Callable[..., PgBouncer]
@@ -219,8 +279,7 @@ async def test_the_server_keeps_our_statements_until_others_code_could_change_th
     async with runs_over(database) as runs:
         first, *later = [await kept_statements(runs) for _ in range(3)]
         assert first > 3
-        assert {*later} == {later[0]}
-        assert later[0] > first
+        assert {*later} == {first}
         # A guard's reads may run code of the owner's, as our role: it could put its own statement under our names.
         await kept_statements(runs, guard=Guard(min_rows=1))
         assert await kept_statements(runs) == 0

@@ -4,9 +4,9 @@ Right only because nothing of a run is left in what the next one gets:
 
 * REFRESH itself runs as a security-restricted operation: a view's query can change no role, make no temporary table,
   prepare nothing, keep no cursor, listen to nothing, and its settings end with the command. What it can leave behind
-  are advisory locks of the session, sequences' last values, and where random() goes on. DISCARD ALL takes the first
-  away if there are any, DISCARD SEQUENCES the second, at a successful run's end and not at the next one's start, so
-  that a lock is not held meanwhile; each run seeds the third.
+  are advisory locks of the session, sequences' last values, and where random() goes on. The claim tells whether there
+  are any of the first two (leftovers.py); if so DISCARD ALL takes them away, at a successful run's end and not at the
+  next one's start, so that a lock is not held meanwhile. Each run seeds the third.
 * What a guard reads is no such operation: code of the view's owner may run as our role there. After it DISCARD ALL
   takes everything away, and the statements that the server kept for us are not used any more.
 * Behind a pooler in transaction mode there is no session that a connection could keep anything in: what a view's query
@@ -104,7 +104,11 @@ class Pool:
 
         `is_clean`: the run ended as it should. Cancelled, it goes on in the background.
         """
-        task = asyncio.create_task(self._take_back(self._held[session], is_clean=is_clean))
+        held = self._held[session]
+        if is_clean and not session.needs_reset and self._may_keep(held):
+            self._keep(held)
+            return
+        task = asyncio.create_task(self._take_back(held, is_clean=is_clean))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         await asyncio.shield(task)

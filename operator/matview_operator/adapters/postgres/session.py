@@ -61,7 +61,9 @@ class Session:
         self.is_direct = False
         """Whether the server's session is ours alone, so that nobody is in the way if we keep something in it."""
         self._ran_a_view = False
-        """Whether a view's query ran, which may have left locks that outlive the transaction."""
+        """Whether a view's query ran of which nobody has said yet that it left nothing."""
+        self._may_be_sullied = False
+        """Whether one may have left what only discarding all takes away."""
         self._best_sample: tuple[timedelta, timedelta]
 
     @classmethod
@@ -163,26 +165,24 @@ class Session:
         """Use it for another run. Its first statement, which must be BEGIN or a question, may raise SessionLost."""
         self._is_proven = False
 
-    async def reset(self) -> None:
-        """Take away what a view's query may have left in the session.
+    @property
+    def needs_reset(self) -> bool:
+        """Whether a view's query may have left something in the session.
 
         Behind a pooler there is no session of ours to clean, and DISCARD ALL would take from others what they prepared.
         """
-        if not self.is_direct:
-            return
-        if self._statements.are_kept and not await self._has_locks_left():
-            # All else that DISCARD ALL takes away, REFRESH leaves to nobody; it would take our statements too.
-            await self.rows(queries.FORGET_SEQUENCES)
-        else:
-            self._statements.distrust()
-            await self.rows(queries.RESET)
-        self._ran_a_view = False
+        return self.is_direct and (not self._statements.are_kept or self._ran_a_view or self._may_be_sullied)
 
-    async def _has_locks_left(self) -> bool:
-        if not self._ran_a_view:
-            return False
-        row = await self.row(queries.LOCKS_LEFT)
-        return row is None or bool(row.locks_left)
+    async def reset(self) -> None:
+        """Take that away, and with it what the server keeps for us."""
+        self._statements.distrust()
+        await self.rows(queries.RESET)
+        self._ran_a_view = self._may_be_sullied = False
+
+    def note_leftovers(self, *, left_behind: bool) -> None:
+        """Take note whether what ran in the open transaction has left something in the session: see leftovers.py."""
+        self._may_be_sullied |= left_behind
+        self._ran_a_view = False
 
     def distrust(self) -> None:
         """Code that is not ours is about to run as our role: use nothing any more that it could have put in place."""
@@ -218,6 +218,8 @@ class Session:
 
     async def rollback(self) -> None:
         """Undo the transaction, which also gives the locks back."""
+        # Its locks are what LEFT_BEHIND knows sequences by.
+        self._may_be_sullied |= self._ran_a_view
         await self.rows(queries.ROLLBACK)
 
     async def describe(self, *statements: str) -> None:

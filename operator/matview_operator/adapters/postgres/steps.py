@@ -14,6 +14,7 @@ from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sql import claim as claim_queries
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql import sources as source_queries
+from matview_operator.adapters.postgres.sql.leftovers import LEFT_BEHIND
 from matview_operator.adapters.postgres.sql.lookup import IN_USE, LOOKUP, LOOKUP_WITH_LEDGER
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.wire.authentication import Row
@@ -122,6 +123,7 @@ async def claim(work: Work, session: Session) -> bool:
     if row is None:
         raise replaced_problem(run.view)
     work.after = row
+    session.note_leftovers(left_behind=bool(row.left_behind))
     if claims or not job.ledger:
         job.pending = PendingCommit(
             xid=row.xid,
@@ -179,6 +181,8 @@ async def analyze(work: Work, session: Session) -> None:
         target = await session.row(queries.ANALYZE_TARGET, row_of(work).oid, timeout)
         if target is not None:
             await session.utility(queries.analyze(queries.QuotedName(target.quoted)))
+            row = await session.row(LEFT_BEHIND)
+            session.note_leftovers(left_behind=row is None or bool(row.left_behind))
         await session.commit()
     except (Problem, OSError, *queries.DRIVER_ERRORS) as error:
         problem = problem_of(error, view_found=True, verbose=work.job.verbose_errors)

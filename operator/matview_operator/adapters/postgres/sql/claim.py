@@ -7,6 +7,11 @@ If either differs there is no row.
 
 from __future__ import annotations
 
+from matview_operator.adapters.postgres.sql.leftovers import left_behind
+
+OWN_LOCKS = 2
+"""Advisory locks of one view's run. A group has more, and is always taken for one that left something."""
+
 # $1 schema, $2 name, $3 OID; $4 OIDs of what it reads, $5 their files.
 _THE_SAME_VIEW = """
   c.relnamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspname = $1) and c.relname = $2
@@ -16,7 +21,9 @@ _THE_SAME_VIEW = """
 
 RECHECK = (
     """
-select
+select"""  # noqa: S608 - constants only
+    + left_behind(locks=OWN_LOCKS, sequences=0)
+    + """ as left_behind,
  pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
  pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
  pg_catalog.current_setting('track_counts')::boolean as counted,
@@ -25,7 +32,7 @@ select
  pg_catalog.pg_current_xact_id()::text as xid,
  (select s.system_identifier from pg_catalog.pg_control_system() s) as system_identifier,
  (select p.timeline_id from pg_catalog.pg_control_checkpoint() p) as timeline
-from pg_catalog.pg_class c where"""  # noqa: S608 - constants only
+from pg_catalog.pg_class c where"""
     + _THE_SAME_VIEW
 )
 
@@ -54,7 +61,9 @@ with claim as (
     (select case when c.reltuples >= 0 then c.reltuples::bigint end from pg_catalog.pg_class c where c.oid = view_oid)
       as estimated_rows,
     pg_catalog.pg_total_relation_size(view_oid) as size_bytes,
-    pg_catalog.pg_current_xact_id()::text as xid
+    pg_catalog.pg_current_xact_id()::text as xid,"""
+    + left_behind(locks=OWN_LOCKS, sequences=1)
+    + """ as left_behind
 )
 select claim.* from claim
 """

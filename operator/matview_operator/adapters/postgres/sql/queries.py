@@ -84,12 +84,6 @@ BEGIN_AT_ONE_SNAPSHOT = "begin isolation level repeatable read read write"
 COMMIT = "commit"
 ROLLBACK = "rollback"
 RESET = "discard all"
-FORGET_SEQUENCES = "discard sequences"
-# Outside of a transaction, so that all of them are the session's.
-LOCKS_LEFT = """
-select exists (select from pg_catalog.pg_locks l where l.pid operator(pg_catalog.=) pg_catalog.pg_backend_pid()
-  and l.locktype operator(pg_catalog.=) 'advisory'::pg_catalog.text) as locks_left
-"""
 ASK = "start transaction isolation level read committed read only"
 
 # Before any other statement of a transaction, but for SETTINGS: who owns the database can give every session a
@@ -169,8 +163,6 @@ PATHLESS = frozenset(
         PATH,
         ROLLBACK,
         RESET,
-        FORGET_SEQUENCES,
-        LOCKS_LEFT,
         CLOCK,
         IDENTITY,
         XACT_STATUS,
