@@ -27,6 +27,12 @@ class Calendar:
     """Whether it names its times of day, like `30 2 * * *`: such a one is run once when clocks change. One with a
     wildcard for minutes or hours runs whenever its local time is shown. So does Debian's cron."""
 
+    @property
+    def shortest_gap(self) -> timedelta:
+        """Between two times of a day, or the last of one and the first of the next."""
+        following = (*self.minutes[1:], self.minutes[0] + _DAY // _MINUTE)
+        return min(later - earlier for earlier, later in zip(self.minutes, following, strict=True)) * _MINUTE
+
     def matches(self, day: date) -> bool:
         """Whether it has times on this day."""
         return day.month in self.fields.months and self.fields.match_day(day)

@@ -30,9 +30,36 @@ class Timetable:
     """The slots of one schedule, all in UTC. The schedule has passed check_policy."""
 
     schedule: Schedule
+    jitter_seconds: int = 0
+    delay: timedelta = timedelta()
+    """The policy's part of the jitter, by which all its slots come later than the schedule's instants."""
 
     def next_after(self, instant: datetime) -> datetime:
         """The first slot strictly after this instant."""
+        return self._next_after(instant - self.delay) + self.delay
+
+    def newest_at(self, instant: datetime) -> datetime:
+        """The newest slot at or before this instant."""
+        return self._newest_at(instant - self.delay) + self.delay
+
+    def due_between(self, after: datetime, until: datetime) -> Due:
+        """What became due after the one instant, up to and including the other, and what will be next."""
+        following = self.next_after(max(after, until))
+        newest = self.newest_at(until)
+        if newest <= after:
+            return Due(0, None, following)
+        return Due(self._count(after - self.delay, until - self.delay), newest, following)
+
+    def describe(self) -> str:
+        """The schedule in words, for `kubectl get`."""
+        every, jitter = self.schedule.every_seconds, f" jitter {self.jitter_seconds}s" if self.jitter_seconds else ""
+        return (f"{self.schedule.cron} {self.schedule.time_zone}" if every is None else f"every {every}s") + jitter
+
+    @property
+    def _calendar(self) -> Calendar:
+        return calendar(self.schedule.cron or "")
+
+    def _next_after(self, instant: datetime) -> datetime:
         if self.schedule.every_seconds is not None:
             return _multiple(instant, self.schedule.every_seconds) + timedelta(seconds=self.schedule.every_seconds)
         begin, offset, low = self._from(instant)
@@ -44,8 +71,7 @@ class Timetable:
             begin, offset = change.at, change.after
             low = _local(begin, change.before if self._calendar.is_fixed else change.after)
 
-    def newest_at(self, instant: datetime) -> datetime:
-        """The newest slot at or before this instant."""
+    def _newest_at(self, instant: datetime) -> datetime:
         if self.schedule.every_seconds is not None:
             return _multiple(instant, self.schedule.every_seconds)
         end, offset = instant, offset_at(self.schedule.time_zone, instant)
@@ -60,24 +86,6 @@ class Timetable:
                 return max(change.at, slot)
             end, offset = change.at - _INSTANT, change.before
             high = _local(end, offset)
-
-    def due_between(self, after: datetime, until: datetime) -> Due:
-        """What became due after the one instant, up to and including the other, and what will be next."""
-        following = self.next_after(max(after, until))
-        newest = self.newest_at(until)
-        if newest <= after:
-            return Due(0, None, following)
-        return Due(self._count(after, until), newest, following)
-
-    def describe(self) -> str:
-        """The schedule in words, for `kubectl get`."""
-        if self.schedule.every_seconds is not None:
-            return f"every {self.schedule.every_seconds}s"
-        return f"{self.schedule.cron} {self.schedule.time_zone}"
-
-    @property
-    def _calendar(self) -> Calendar:
-        return calendar(self.schedule.cron or "")
 
     def _from(self, instant: datetime) -> tuple[datetime, timedelta, datetime]:
         """Where slots after an instant begin: there, by this offset, from this local time on."""
