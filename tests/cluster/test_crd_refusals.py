@@ -42,6 +42,7 @@ RESERVED = "tenantSetting must not be app.execution_context, which the operator 
 OWN_SCHEMAS = "searchPath takes schemas of yours: pg_catalog comes first and pg_temp last anyway, and $user is none"
 NO_GROUP = "consistency Group and concurrently Never exclude each other: readers would wait for the whole group"
 ONE_SCHEDULE = "write exactly one of schedule.cron and schedule.everySeconds"
+SHORT_JITTER = "jitterSeconds must be no more than schedule.everySeconds"
 ONE_GUARD = "write at least one of guard.minRows, guard.maxRowLossPercent and guard.keepTenants"
 
 BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
@@ -72,6 +73,7 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", {"tenantSetting": "app.tenant id"}, DOTTED),
     ("MatviewRefreshPolicy", {"tenantSetting": "app.execution_context"}, RESERVED),
     ("MatviewRefreshPolicy", {"tenantSetting": "App.EXECUTION_context"}, RESERVED),
+    ("MatviewRefreshPolicy", {"schedule": {"everySeconds": 30}, "jitterSeconds": 31}, SHORT_JITTER),
     ("MatviewRefreshPolicy", {"consistency": "Group", "concurrently": "Never"}, NO_GROUP),
     (
         "MatviewRefreshPolicy",

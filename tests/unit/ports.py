@@ -95,7 +95,7 @@ class MemoryExecutor:
             busy = self.running.total() if place == "all" else self.running[place]
             self.most_at_once[place] = max(self.most_at_once[place], busy)
         try:
-            if self.held_until.get(view, EPOCH) > started_at:
+            if self.held_until.get(view, started_at) > started_at:
                 return self._result(run, started_at, LOCK_HELD)
             await asyncio.sleep(run.timeout_seconds if target.host in self.hung_hosts else self.seconds)
         except asyncio.CancelledError:

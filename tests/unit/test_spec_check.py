@@ -50,6 +50,9 @@ GOOD: list[dict[str, Any]] = [
     {"views": [{"name": "mv", "guard": {"maxRowLossPercent": 0, "keepTenants": "Tenant Id"}}]},
     {"consistency": "Group", "concurrently": "Always"},
     {"consistency": "View", "concurrently": "Never"},
+    cron("0 * * * *") | {"jitterSeconds": 3600},
+    cron("30 2 * * SUN") | {"jitterSeconds": 86_400},
+    {"schedule": {"everySeconds": 5}, "jitterSeconds": 5},
     {"fromTheFuture": {"a": 1}},
 ]
 
@@ -119,6 +122,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"databaseRef": {"name": "../other"}}, "spec.databaseRef.name: must be the name of an object"),
     ({"databaseRef": {"name": "analytics\n"}}, "spec.databaseRef.name: must be the name of an object"),
     ({"databaseRef": {}}, "spec.databaseRef.name: is missing; write it."),
+    ({"jitterSeconds": -1}, "spec.jitterSeconds: must be at least 0."),
+    ({"jitterSeconds": 86_401}, "spec.jitterSeconds: must be at most 86400."),
+    ({"schedule": {"everySeconds": 60}, "jitterSeconds": 61}, "spec.jitterSeconds: 61 is more than the 60 seconds"),
+    (cron("0,20 * * * *") | {"jitterSeconds": 1201}, "spec.jitterSeconds: 1201 is more than the 1200 seconds"),
+    (cron("0,50 * * * *") | {"jitterSeconds": 601}, "spec.jitterSeconds: 601 is more than the 600 seconds"),
+    (cron("55 23,0 * * *") | {"jitterSeconds": 3601}, "spec.jitterSeconds: 3601 is more than the 3600 seconds"),
+    (cron("5 1,23 * * *") | {"jitterSeconds": 7201}, "spec.jitterSeconds: 7201 is more than the 7200 seconds"),
     ({"startingDeadlineSeconds": 10**9}, "spec.startingDeadlineSeconds: must be at most 604800."),
     ({"historyLimit": 0.5}, "spec.historyLimit: must be a whole number."),
     ({"suspend": "perhaps"}, "spec.suspend: must be true or false."),

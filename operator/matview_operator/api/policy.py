@@ -78,6 +78,10 @@ class MatviewRefreshPolicySpec(Model):
                 "self.views.all(view, !has(view.concurrently) || view.concurrently != 'Never'))",
                 "consistency Group and concurrently Never exclude each other: readers would wait for the whole group",
             ),
+            rule(
+                "!has(self.schedule.everySeconds) || self.jitterSeconds <= self.schedule.everySeconds",
+                "jitterSeconds must be no more than schedule.everySeconds",
+            ),
         )
     )
 
@@ -103,6 +107,11 @@ class MatviewRefreshPolicySpec(Model):
     group's, at most limits.timeoutSeconds of the MatviewDatabase."""
     schedule: Schedule
     """When the views are due. Nothing is run when a policy is applied: the next slot is the first."""
+    jitter_seconds: Annotated[int, Field(ge=0, le=86_400)] = 0
+    """By how many seconds at most the slots of this policy come later than its schedule says, so that a thousand
+    policies with the same schedule do not all begin at the same instant. How much of it a policy takes follows
+    from its UID and never changes: its slots are as far apart as without. No longer than the shortest time
+    between two of the schedule's slots."""
     starting_deadline_seconds: Annotated[int, Field(ge=1, le=604_800)] = 300
     """How late a slot may start, in seconds. A later one is missed and counted, not run; after a pause only
     the newest slot that is still in time is run."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -16,6 +16,7 @@ from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec, Schedule
 from matview_operator.api.scalar import CRON, SETTING
 from matview_operator.api.view import Concurrently, Guard
+from matview_operator.domain.cron import calendar
 from matview_operator.domain.errors import InvalidName
 from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.text import is_printable
@@ -31,7 +32,7 @@ _ANY_INSTANT = datetime(2024, 1, 1, tzinfo=UTC)
 
 def check_policy(spec: MatviewRefreshPolicySpec) -> list[str]:
     """Return what is wrong with a policy's spec by itself, nothing if all is well."""
-    return [*_schedule(spec.schedule), *_tenant(spec), *_views(spec), *_consistency(spec)]
+    return [*_schedule(spec.schedule), *_jitter(spec), *_tenant(spec), *_views(spec), *_consistency(spec)]
 
 
 def check_timeouts(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) -> list[str]:
@@ -78,6 +79,21 @@ def _cron_problem(cron: str) -> str | None:
     except StopIteration:
         return "no date matches it, ever; change the day of the month or the day of the week."
     return None
+
+
+def _jitter(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
+    every, cron = spec.schedule.every_seconds, spec.schedule.cron
+    if every is not None:
+        shortest = every
+    elif cron is not None and _cron_problem(cron) is None:
+        shortest = calendar(cron).shortest_gap // timedelta(seconds=1)
+    else:
+        return
+    if spec.jitter_seconds > shortest:
+        yield (
+            f"spec.jitterSeconds: {spec.jitter_seconds} is more than the {shortest} seconds between two slots of the "
+            "schedule; lower it."
+        )
 
 
 def _is_known_zone(key: str) -> bool:

@@ -9,6 +9,7 @@ from datetime import datetime
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import HistoryEntry, MatviewRefreshPolicyStatus, ViewStatus
+from matview_operator.domain.clock_jump import believed
 from matview_operator.domain.conditions import (
     BLOCKING,
     FAILED_SLOTS_UNTIL_NOT_READY,
@@ -67,7 +68,7 @@ def after_slot(
         request=slot.request,
         outcome=worst.outcome,
         started_at=report.started_at,
-        duration_ms=round((report.ended_at - report.started_at).total_seconds() * 1000),
+        duration_ms=max(0, round((report.ended_at - report.started_at).total_seconds() * 1000)),
         views=len(report.results),
         failed=report.failed,
         message=worst.error_message,
@@ -86,7 +87,7 @@ def after_slot(
     elif slot.request is not None:
         changes["last_handled_request"] = slot.request
     else:
-        changes["last_slot_time"] = max(slot.due_at, status.last_slot_time or slot.due_at)
+        changes["last_slot_time"] = _last_slot(status, slot.due_at)
     return status.model_copy(update=changes)
 
 
@@ -96,7 +97,7 @@ def after_missed(
     """Fold in slots that were not run; `newest` then counts as handled, so that it is never replayed."""
     changes: dict[str, object] = {"missed_slots": (status.missed_slots or 0) + count}
     if newest is not None:
-        changes["last_slot_time"] = max(newest, status.last_slot_time or newest)
+        changes["last_slot_time"] = _last_slot(status, newest)
     return status.model_copy(update=changes)
 
 
@@ -185,6 +186,10 @@ def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[S
     if standing.note is not None:
         return [Statement(READY, "True", BLOCKING, standing.note)]
     return [Statement(READY, "True", "Scheduled", "The views can be refreshed; see status.nextSlotTime.")]
+
+
+def _last_slot(status: MatviewRefreshPolicyStatus, slot_time: datetime) -> datetime:
+    return max(slot_time, believed(status.last_slot_time or slot_time, now=slot_time))
 
 
 _REASONS = frozenset(reason.value for reason in RefreshReason)

@@ -7,6 +7,7 @@ import logging
 from datetime import datetime, timedelta
 
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
+from matview_operator.domain.clock_jump import believed
 from matview_operator.domain.conditions import Statement, Transition
 from matview_operator.domain.slot import Slot, SlotReport, is_request_token, requested, scheduled
 from matview_operator.domain.status import (
@@ -57,7 +58,7 @@ class Agenda:
         self._events = events
         self._metrics = metrics
         self._clock = clock
-        self.timers = Timers(clock=clock, fire=self._fire)
+        self.timers = Timers(clock=clock, fire=self._fire, set_back=self._set_back)
         self.dispatcher = Dispatcher(clock=clock, work=self._work, superseded=self._superseded, late=self._late)
 
     def schedule(self, policy: Policy) -> None:
@@ -67,7 +68,9 @@ class Agenda:
             self.timers.cancel(policy.key)
             self.dispatcher.forget_slot(policy.key)
             return
-        due = timetable.due_between(policy.taken_until, self._clock.now())
+        now = self._clock.now()
+        policy.taken_until = believed(policy.taken_until, now=now)
+        due = timetable.due_between(policy.taken_until, now)
         if due.newest is not None:
             self._take(policy, due.newest, count=due.slots)
         self.timers.set(policy.key, due.following)
@@ -149,14 +152,20 @@ class Agenda:
 
     def _fire(self, key: Key, due: datetime) -> None:
         policy = self._registry.policies.get(key)
-        if policy is None:
-            return
+        if policy is not None:
+            self._schedule(policy, due)
+
+    def _set_back(self) -> None:
+        for key, policy in self._registry.policies.items():
+            self._schedule(policy, self.timers.due(key) or self._clock.now())
+
+    def _schedule(self, policy: Policy, due: datetime) -> None:
         try:
             self.schedule(policy)
         except Exception:
             # The timers are everybody's: one policy's bug must not stop them, nor its own next slot.
-            log.exception("slot not taken up", extra={"action": "schedule", "policy": str(key)})
-            self.timers.set(key, max(due, self._clock.now()) + _AFTER_A_BUG)
+            log.exception("slot not taken up", extra={"action": "schedule", "policy": str(policy.key)})
+            self.timers.set(policy.key, max(due, self._clock.now()) + _AFTER_A_BUG)
 
     def _take(self, policy: Policy, newest: datetime, *, count: int) -> None:
         assert policy.spec is not None  # it has a timetable

@@ -172,7 +172,7 @@ class Intake:
 
     def _owes_nothing(self, former: Policy, policy: Policy) -> bool:
         """Whether slots before now are none of the policy's: its schedule is new, or was suspended or unreadable."""
-        if former.spec is None or policy.spec is None or former.spec.schedule != policy.spec.schedule:
+        if former.spec is None or policy.spec is None or former.timetable != policy.timetable:
             return True
         suspended = self._supervisor.agenda.is_suspended
         return suspended(former) and not suspended(policy)

@@ -13,6 +13,7 @@ from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseSt
 from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.errors import Problem
+from matview_operator.domain.jitter import delay
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.sharing import sharing_problem
 from matview_operator.domain.status import Standing, views_of
@@ -63,7 +64,12 @@ class Policy:
     @property
     def timetable(self) -> Timetable | None:
         """Its slots; None while the spec is invalid."""
-        return None if self.spec is None else Timetable(schedule=self.spec.schedule)
+        if self.spec is None:
+            return None
+        jitter = self.spec.jitter_seconds
+        return Timetable(
+            schedule=self.spec.schedule, jitter_seconds=jitter, delay=delay(self.uid, jitter_seconds=jitter)
+        )
 
     @property
     def lock_token(self) -> TenantToken:
