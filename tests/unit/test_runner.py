@@ -20,6 +20,7 @@ from tests.unit.ports import (
     LOCK_HELD,
     UNKNOWN,
     MemoryExecutor,
+    MemoryMetrics,
     MemorySecrets,
     Told,
     VirtualClock,
@@ -35,6 +36,7 @@ from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
+from matview_operator.engine.attempts import Pauses
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.ports import ObjectRef
 from matview_operator.engine.registry import Database, Policy, Registry
@@ -56,12 +58,15 @@ class Runs:
         self.executor = MemoryExecutor(self.clock)
         self.secrets = MemorySecrets()
         self.budget = Budget(limit_of=lambda _: 1, limit_in_all=10)
+        self.pauses = Pauses()
         self.runner = SlotRunner(
             registry=self.registry,
             executor=self.executor,
             secrets=self.secrets,
             destinations=Destinations(),
             budget=self.budget,
+            pauses=self.pauses,
+            metrics=MemoryMetrics(),
             clock=self.clock,
             random=Random(5),  # noqa: S311 - jitter
         )
