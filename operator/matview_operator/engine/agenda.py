@@ -251,8 +251,10 @@ class Agenda:
         return is_a_slot and not self.is_suspended(policy)
 
     def _finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy) -> None:
-        for _, result in report.results:
-            self._metrics.run_ended(policy.key, result)
+        kept = self._recoveries.kept(policy.key, report.slot)
+        for view, result in report.results:
+            if view not in kept:
+                self._metrics.run_ended(policy.key, result)
         if report.slot.request is not None:
             policy.working_on = None
         else:

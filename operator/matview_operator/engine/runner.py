@@ -108,7 +108,7 @@ class SlotRunner:
         step: Step | None = None
         try:
             while (step := await attempts.next()) is not None:
-                await self._attempt(policy, spec, step, slot, where, attempts)
+                await self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where)
         except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
@@ -147,12 +147,13 @@ class SlotRunner:
 
     async def _attempt(
         self,
+        step: Step,
+        attempts: Attempts,
+        *,
         policy: Policy,
         spec: MatviewRefreshPolicySpec,
-        step: Step,
         slot: Slot,
         where: SlotTarget,
-        attempts: Attempts,
     ) -> None:
         if step.results:
             where.forget()  # what leads nowhere may be another Secret's by now
