@@ -41,7 +41,7 @@ def result(reason: RefreshReason | None, outcome: RefreshOutcome = RefreshOutcom
 
 
 def pause(kind: RetryClass, retries: int, retry: Retry, seed: int, *, requested: bool = False) -> float | None:
-    return retry_pause(kind, retries=retries, retry=retry, requested=requested, random=Random(seed))  # noqa: S311
+    return retry_pause(kind, retries=retries, retry=retry, requested=requested, random=Random(seed))  # noqa: S311 - jitter
 
 
 def test_every_reason_has_a_class() -> None:

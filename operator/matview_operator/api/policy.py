@@ -70,6 +70,8 @@ class Retry(Model):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
+                # Both are there, but for the API server's look at the default of the whole object, which is empty.
+                "!has(self.backoffSeconds) || !has(self.maxBackoffSeconds) || "
                 "self.backoffSeconds <= self.maxBackoffSeconds",
                 "retry.backoffSeconds must not be more than retry.maxBackoffSeconds: raise the one or lower the other",
             )
