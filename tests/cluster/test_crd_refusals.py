@@ -43,6 +43,7 @@ OWN_SCHEMAS = "searchPath takes schemas of yours: pg_catalog comes first and pg_
 NO_GROUP = "consistency Group and concurrently Never exclude each other: readers would wait for the whole group"
 ONE_SCHEDULE = "write exactly one of schedule.cron and schedule.everySeconds"
 SHORT_JITTER = "jitterSeconds must be no more than schedule.everySeconds"
+SHORT_BACKOFF = "retry.backoffSeconds must not be more than retry.maxBackoffSeconds: raise the one or lower the other"
 ONE_GUARD = "write at least one of guard.minRows, guard.maxRowLossPercent and guard.keepTenants"
 
 BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
@@ -75,6 +76,8 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", {"tenantSetting": "App.EXECUTION_context"}, RESERVED),
     ("MatviewRefreshPolicy", {"schedule": {"everySeconds": 30}, "jitterSeconds": 31}, SHORT_JITTER),
     ("MatviewRefreshPolicy", {"consistency": "Group", "concurrently": "Never"}, NO_GROUP),
+    ("MatviewRefreshPolicy", {"retry": {"backoffSeconds": 700}}, SHORT_BACKOFF),
+    ("MatviewRefreshPolicy", {"retry": {"maxBackoffSeconds": 9}}, SHORT_BACKOFF),
     (
         "MatviewRefreshPolicy",
         {"consistency": "Group", "views": [{"name": "a"}, {"name": "b", "concurrently": "Never"}]},
@@ -117,6 +120,8 @@ OUT_OF_BOUNDS: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewDatabase", {"searchPath": ["s"] * 17}, "must have at most 16 items"),
     ("MatviewRefreshPolicy", {"analyze": "Always"}, 'supported values: "Auto", "Never"'),
     ("MatviewDatabase", {"limits": {"lockTimeoutMillis": 0}}, "greater than or equal to 1"),
+    ("MatviewRefreshPolicy", {"retry": {"limit": 21}}, "less than or equal to 20"),
+    ("MatviewDatabase", {"inventory": {"checkIntervalSeconds": 29}}, "greater than or equal to 30"),
 ]
 
 REFUSED = [*BROKEN_RULES, *OUT_OF_BOUNDS]
@@ -127,6 +132,7 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("MatviewRefreshPolicy", {"tenantId": "Müller & Söhne, 東京", "isolation": "Tenant"}),
     ("MatviewRefreshPolicy", view('Odd"; drop table x --')),
     ("MatviewRefreshPolicy", view("é" * 31)),
+    ("MatviewRefreshPolicy", {"retry": {"limit": 0, "backoffSeconds": 600}}),
     ("MatviewRefreshPolicy", {"views": [{"name": "mv", "schema": "a"}, {"name": "mv", "schema": "b"}]}),
     ("MatviewRefreshPolicy", {"views": [{"name": f"{'v' * 60}{n}"} for n in range(100)]}),
     ("MatviewDatabase", {"searchPath": ["app", 'Odd, "name"; --']}),

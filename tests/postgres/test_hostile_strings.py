@@ -20,7 +20,7 @@ from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR, quoted
 from tests.hostile import NEAR, Attack, Wish, attacks, group_attacks
 from tests.statements import StatementLog, fixed_statements
-from tests.unit.ports import MemorySecrets
+from tests.unit.ports import MemoryMetrics, MemorySecrets
 
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.kube.status_writer import status_document
@@ -42,6 +42,7 @@ from matview_operator.domain.slot import Slot, SlotReport, is_request_token, req
 from matview_operator.domain.status import Standing, after_slot, fresh_after, with_conditions
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import IDENTIFIER_BYTES
+from matview_operator.engine.attempts import Pauses
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.ports import Key, ObjectRef, SystemClock
 from matview_operator.engine.registry import Database as KnownDatabase
@@ -99,6 +100,8 @@ class Target:
             secrets=self.secrets,
             destinations=Destinations.read(["127.0.0.0/8"]),
             budget=Budget(limit_of=lambda _: 1, limit_in_all=1),
+            pauses=Pauses(),
+            metrics=MemoryMetrics(),
             clock=SystemClock(),
             random=Random(1),  # noqa: S311 - jitter
         )
@@ -117,6 +120,7 @@ class Target:
             },
             "spec": {
                 **attack.policy,
+                "retry": {"limit": 0},
                 "views": [
                     {"schema": schema, "name": name} | ({} if wish.guard is None else {"guard": wish.guard})
                     for (schema, name), wish in zip(views, attack.wishes, strict=True)

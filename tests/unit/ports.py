@@ -233,6 +233,7 @@ class MemoryMetrics:
     runs: Counter[tuple[Key, str]] = field(default_factory=Counter)
     missed: Counter[Key] = field(default_factory=Counter)
     lags: list[float] = field(default_factory=list)
+    retries: Counter[tuple[Key, str]] = field(default_factory=Counter)
     gone: list[Key] = field(default_factory=list)
 
     def run_ended(self, key: Key, result: RefreshResult) -> None:
@@ -243,6 +244,9 @@ class MemoryMetrics:
 
     def slots_missed(self, key: Key, count: int) -> None:
         self.missed[key] += count
+
+    def retried(self, key: Key, reason: RefreshReason) -> None:
+        self.retries[key, reason.value] += 1
 
     def policy_gone(self, key: Key) -> None:
         self.gone.append(key)

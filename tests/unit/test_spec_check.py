@@ -132,6 +132,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"startingDeadlineSeconds": 10**9}, "spec.startingDeadlineSeconds: must be at most 604800."),
     ({"historyLimit": 0.5}, "spec.historyLimit: must be a whole number."),
     ({"suspend": "perhaps"}, "spec.suspend: must be true or false."),
+    ({"retry": {"limit": 21}}, "spec.retry.limit: must be at most 20."),
+    ({"retry": {"backoffSeconds": 700}}, "spec.retry.backoffSeconds: 700 is more than maxBackoffSeconds, 600;"),
+    ({"retry": {"maxBackoffSeconds": 9}}, "spec.retry.backoffSeconds: 10 is more than maxBackoffSeconds, 9;"),
 ]
 
 
@@ -175,6 +178,10 @@ def test_all_problems_are_named_at_once() -> None:
         ({"sslMode": "prefer"}, "spec.sslMode: must be one of 'disable', 'require', 'verify-ca' or 'verify-full'."),
         ({"limits": {"maxConcurrentRefreshes": 0}}, "spec.limits.maxConcurrentRefreshes: must be at least 1."),
         ({"limits": {"lockTimeoutMillis": 0}}, "spec.limits.lockTimeoutMillis: must be at least 1."),
+        (
+            {"inventory": {"checkIntervalSeconds": 29}},
+            "spec.inventory.checkIntervalSeconds: must be at least 30.",
+        ),
     ],
 )
 def test_a_bad_database_has_one_problem_that_says_what_to_do(spec: dict[str, Any], message: str) -> None:

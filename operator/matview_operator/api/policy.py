@@ -64,6 +64,31 @@ class Schedule(Model):
     that policies with the same interval are due at the same instants, and a restart moves nothing."""
 
 
+class Retry(Model):
+    """How often and after how long a view that failed is tried again in the same slot."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                # Both are there, but for the API server's look at the default of the whole object, which is empty.
+                "!has(self.backoffSeconds) || !has(self.maxBackoffSeconds) || "
+                "self.backoffSeconds <= self.maxBackoffSeconds",
+                "retry.backoffSeconds must not be more than retry.maxBackoffSeconds: raise the one or lower the other",
+            )
+        )
+    )
+
+    limit: Annotated[int, Field(ge=0, le=20)] = 3
+    """How many times a view that failed may be tried again in one slot or for one request; 0: never. A lock
+    that somebody else holds is waited for besides."""
+    backoff_seconds: Annotated[int, Field(ge=1, le=3600)] = 10
+    """The longest pause before the first of them, in seconds. It doubles with each; the pause is a random part
+    of it."""
+    max_backoff_seconds: Annotated[int, Field(ge=1, le=86_400)] = 600
+    """The longest pause of all, in seconds. What lasts, as a full disk or a query that fails, is tried again
+    after half of it at the earliest."""
+
+
 class MatviewRefreshPolicySpec(Model):
     """Which views, when, and how."""
 
@@ -126,6 +151,9 @@ class MatviewRefreshPolicySpec(Model):
     suspend: bool = False
     """Whether to stop the schedule. A requested refresh still runs: annotate the policy with
     matviews.skeldir.io/requestedAt to ask for one."""
+    retry: Retry = Retry()
+    """What becomes of a view that failed for a reason that may pass, as a server that restarts. It is tried
+    again in the same slot, never past the next one; the policy's other views do not wait for it."""
     history_limit: Annotated[int, Field(ge=0, le=50)] = 5
     """How many past slots status.history keeps."""
 

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
-from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec, Schedule
+from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec, Retry, Schedule
 from matview_operator.api.scalar import CRON, SETTING
 from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.cron import calendar
@@ -32,7 +32,14 @@ _ANY_INSTANT = datetime(2024, 1, 1, tzinfo=UTC)
 
 def check_policy(spec: MatviewRefreshPolicySpec) -> list[str]:
     """Return what is wrong with a policy's spec by itself, nothing if all is well."""
-    return [*_schedule(spec.schedule), *_jitter(spec), *_tenant(spec), *_views(spec), *_consistency(spec)]
+    return [
+        *_schedule(spec.schedule),
+        *_jitter(spec),
+        *_tenant(spec),
+        *_views(spec),
+        *_consistency(spec),
+        *_retry(spec.retry),
+    ]
 
 
 def check_timeouts(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) -> list[str]:
@@ -139,6 +146,14 @@ def _guard(guard: Guard) -> Iterator[str]:
             check_identifier(guard.keep_tenants, what="column name")
         except InvalidName as error:
             yield f".keepTenants: {error}"
+
+
+def _retry(retry: Retry) -> Iterator[str]:
+    if retry.backoff_seconds > retry.max_backoff_seconds:
+        yield (
+            f"spec.retry.backoffSeconds: {retry.backoff_seconds} is more than maxBackoffSeconds, "
+            f"{retry.max_backoff_seconds}; lower it, or raise the other."
+        )
 
 
 def _consistency(spec: MatviewRefreshPolicySpec) -> Iterator[str]:

@@ -52,6 +52,11 @@ class Dispatcher:
         """How many slots and requests wait behind one of their own policy."""
         return sum((lane.slot is not None) + (lane.request is not None) for lane in self._lanes.values())
 
+    def has_newer(self, key: Key) -> bool:
+        """Whether a slot or request of the policy waits behind the one in flight."""
+        lane = self._lanes.get(key)
+        return lane is not None and (lane.slot or lane.request) is not None
+
     def submit(self, key: Key, slot: Slot) -> None:
         """Take a slot or request up, at once or after the one in flight."""
         if self._closed:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Protocol
 
 from matview_operator.api.database import MatviewDatabaseStatus
+from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.conditions import Transition
 from matview_operator.domain.connection import ConnectionTarget
@@ -134,6 +135,10 @@ class Metrics(Protocol):
 
     def slots_missed(self, key: Key, count: int) -> None:
         """Count slots that were not run."""
+        ...
+
+    def retried(self, key: Key, reason: RefreshReason) -> None:
+        """Count that a view is to be tried again in its slot, by the reason why."""
         ...
 
     def policy_gone(self, key: Key) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from matview_operator.api.database import MatviewDatabaseStatus, ServerStatus
+from matview_operator.api.database import CHECK_INTERVAL_SECONDS, MatviewDatabaseStatus, ServerStatus
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Consistency
 from matview_operator.domain.conditions import LEDGER_NOT_USED, READY, Statement, merge, not_ready
@@ -23,7 +23,8 @@ from matview_operator.engine.targets import resolve, usable
 
 log = logging.getLogger(__name__)
 
-PERIOD_SECONDS = 300.0
+_OFTENEST_SECONDS = 30.0
+"""The shortest interval that a MatviewDatabase may ask for."""
 _WORKERS = 4
 _JUDGED_AT_ONCE = 50
 """Then the event loop gets its turn: thousands of policies of one database would delay slots by half a second."""
@@ -68,13 +69,25 @@ class Preflights:
             tasks.create_task(self._ask_periodically())
 
     async def _ask_periodically(self) -> None:
+        """Ask at the multiples of each database's interval since the start, so that few instants serve all."""
+        loop = asyncio.get_running_loop()
+        started, last = loop.time(), 0.0
         while True:
-            await asyncio.sleep(PERIOD_SECONDS)
-            for policy in self._registry.policies.values():
-                if policy.database_key is not None:
-                    self.ask(policy.database_key, [policy.key])
-            for key in self._registry.databases:
-                self.ask(key)
+            pauses = {every - last % every for every in map(self._interval, self._registry.named_databases())}
+            # Never long: an interval may be shortened meanwhile.
+            await asyncio.sleep(min({_OFTENEST_SECONDS} | pauses))
+            now = loop.time() - started
+            for key in self._registry.named_databases():
+                every = self._interval(key)
+                if now // every > last // every:
+                    self.ask(key, [policy.key for policy in self._registry.policies_of(key)])
+            last = now
+
+    def _interval(self, key: Key) -> int:
+        database = self._registry.databases.get(key)
+        if database is None or database.spec is None:
+            return CHECK_INTERVAL_SECONDS
+        return database.spec.inventory.check_interval_seconds
 
     async def _look_forever(self) -> None:
         while True:

@@ -146,6 +146,10 @@ class Registry:
         """The policies that name this database."""
         return [self.policies[key] for key in self._by_database.get(database, ())]
 
+    def named_databases(self) -> set[Key]:
+        """The databases that exist, and those that policies name."""
+        return {*self.databases, *self._by_database}
+
     def sharing_problem(self, policy: Policy) -> Problem | None:
         """Whether another policy makes it unsafe to refresh one of its views."""
         for place in _places(policy):

@@ -10,6 +10,7 @@ from random import Random
 
 from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
+from matview_operator.engine.attempts import Pauses
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.ports import (
     Clock,
@@ -58,6 +59,7 @@ class Supervisor:
         self.registry = registry = Registry()
         self._clock = clock
         self.budget = Budget(limit_of=self._limit_of, limit_in_all=max_concurrent_refreshes)
+        self.pauses = Pauses()
         self.reporter = Reporter(registry=registry, writer=writer, events=events, random=random, gone=self._gone)
         self.preflights = Preflights(
             registry=registry,
@@ -76,11 +78,14 @@ class Supervisor:
                 secrets=secrets,
                 destinations=destinations,
                 budget=self.budget,
+                pauses=self.pauses,
+                metrics=metrics,
                 clock=clock,
                 random=random,
             ),
             reporter=self.reporter,
             preflights=self.preflights,
+            pauses=self.pauses,
             events=events,
             metrics=metrics,
             clock=clock,
@@ -117,6 +122,7 @@ class Supervisor:
         timers, *others = self._tasks
         timers.cancel()
         self.budget.close()
+        self.pauses.close()
         await self.agenda.dispatcher.drain(seconds=grace_seconds)
         await self.reporter.flush(seconds=_FLUSH_SECONDS)
         for task in others:
@@ -164,7 +170,7 @@ class Supervisor:
                 self.preflights.ask(policy.database_key, [key])
 
     def _judged(self, policy: Policy) -> None:
-        self.agenda.publish(policy)
+        self.agenda.judged(policy)
 
     def _gone(self, ref: ObjectRef) -> None:
         policy, database = self.registry.policies.get(ref.key), self.registry.databases.get(ref.key)
