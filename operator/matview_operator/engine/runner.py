@@ -129,7 +129,8 @@ class SlotRunner:
             bounded = bool(held) or (first and slot.request is None)
             try:
                 self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
-                async with self._budget.place(key, seconds=self._remaining(slot) if bounded else None):
+                seconds = self._remaining(slot) if bounded else None
+                async with self._budget.place(key, tenant=spec.tenant_id, seconds=seconds):
                     if first and self._registry.policies.get(policy.key) is not policy:
                         raise _PolicyChanged
                     # Asked anew: while it waited, the database may have been suspended or a rival may have come.
