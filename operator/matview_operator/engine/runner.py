@@ -11,7 +11,7 @@ from typing import assert_never
 
 from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
+from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.destination import Destinations
@@ -24,6 +24,7 @@ from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import Budget, NoPlace
+from matview_operator.engine.flights import Flights, SharedView
 from matview_operator.engine.ports import Clock, Executor, Key, Secrets
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.targets import SlotTarget, usable
@@ -57,6 +58,7 @@ class SlotRunner:
         secrets: Secrets,
         destinations: Destinations,
         budget: Budget,
+        flights: Flights,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -65,6 +67,7 @@ class SlotRunner:
         self._secrets = secrets
         self._destinations = destinations
         self._budget = budget
+        self._flights = flights
         self._clock = clock
         self._random = random
 
@@ -123,6 +126,7 @@ class SlotRunner:
         key = where.key
         tries = 0
         held: Sequence[RefreshResult] = ()
+        results: Sequence[RefreshResult]
         while True:
             started_at = self._clock.now()
             # A slot is begun in time or not at all; once begun, its other views are not left out.
@@ -130,18 +134,23 @@ class SlotRunner:
             try:
                 self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
                 seconds = self._remaining(slot) if bounded else None
-                async with self._budget.place(key, tenant=spec.tenant_id, seconds=seconds):
+                run, view = self._run_of(policy, spec, views[0], slot), self._shared(spec, views[0], key)
+                async with self._flights.seat(key, run, slot, shared=view, seconds=seconds) as seat:
                     if first and self._registry.policies.get(policy.key) is not policy:
                         raise _PolicyChanged
                     # Asked anew: while it waited, the database may have been suspended or a rival may have come.
                     database = self._allowed(policy, spec, key)
-                    target = await where.of(database)
-                    runs = [self._run_of(policy, spec, view, slot) for view in views]
-                    results = await self._execute(spec, database, target, runs)
-                    if any(result.error_type in _NOT_LET_IN for result in results):
-                        other = await where.instead_of(target, spec=database)
-                        if other is not None:
-                            results = await self._execute(spec, database, other, runs)
+                    if seat.known is not None:
+                        results = [seat.known]
+                    else:
+                        target = await where.of(database)
+                        runs = [self._run_of(policy, spec, view, slot) for view in views]
+                        results = await self._execute(spec, database, target, runs)
+                        if any(result.error_type in _NOT_LET_IN for result in results):
+                            other = await where.instead_of(target, spec=database)
+                            if other is not None:
+                                results = await self._execute(spec, database, other, runs)
+                        seat.result = results[0]
             except Problem as problem:
                 runs = [self._run_of(policy, spec, view, slot) for view in views]
                 return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
@@ -182,6 +191,12 @@ class SlotRunner:
         if too_long:
             raise Problem(RefreshReason.INVALID_SPEC, too_long[0])
         return database
+
+    def _shared(self, spec: MatviewRefreshPolicySpec, view: ViewSpec, key: Key) -> SharedView | None:
+        """What a run may share with other policies' runs; a group is refreshed by itself."""
+        database = self._registry.databases[key]
+        is_own = spec.isolation is Isolation.TENANT or spec.consistency is Consistency.GROUP
+        return None if is_own else (database.ref.uid, database.generation, ViewName(view.schema_name, view.name))
 
     def _suspended(self, policy: Policy) -> Problem | None:
         """Why a run was cancelled, if it was not for the process's end."""

@@ -11,6 +11,7 @@ from random import Random
 from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.flights import Flights
 from matview_operator.engine.ports import (
     Clock,
     Events,
@@ -58,6 +59,7 @@ class Supervisor:
         self.registry = registry = Registry()
         self._clock = clock
         self.budget = Budget(limit_of=self._limit_of, limit_in_all=max_concurrent_refreshes)
+        self.flights = Flights(budget=self.budget, clock=clock)
         self.reporter = Reporter(registry=registry, writer=writer, events=events, random=random, gone=self._gone)
         self.preflights = Preflights(
             registry=registry,
@@ -76,6 +78,7 @@ class Supervisor:
                 secrets=secrets,
                 destinations=destinations,
                 budget=self.budget,
+                flights=self.flights,
                 clock=clock,
                 random=random,
             ),
@@ -97,7 +100,7 @@ class Supervisor:
     @property
     def queue_depth(self) -> int:
         """How many slots, requests and runs are due and wait."""
-        return self.agenda.dispatcher.waiting + self.budget.waiting
+        return self.agenda.dispatcher.waiting + self.budget.waiting + self.flights.following
 
     def start(self) -> None:
         """Start the loops."""
