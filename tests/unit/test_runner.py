@@ -38,6 +38,7 @@ from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
 from matview_operator.engine.attempts import Pauses
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.flights import Flights
 from matview_operator.engine.ports import ObjectRef
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.runner import SlotRunner
@@ -67,6 +68,7 @@ class Runs:
             budget=self.budget,
             pauses=self.pauses,
             metrics=MemoryMetrics(),
+            flights=Flights(budget=self.budget, clock=self.clock),
             clock=self.clock,
             random=Random(5),  # noqa: S311 - jitter
         )
@@ -606,7 +608,7 @@ async def test_when_the_process_ends_a_held_lock_leaves_its_slot_due() -> None:
 async def test_when_the_process_ends_the_run_in_flight_goes_on_and_no_other_begins() -> None:
     runs = Runs()
     running = runs.start(runs.policy())
-    waiting = runs.start(runs.policy("two", uid=uuid.uuid4()))
+    waiting = runs.start(runs.policy("two", uid=uuid.uuid4(), views=views("c d")))
     await until(0.05)
     runs.budget.close()
     assert outcomes(await running) == [("a", SUCCESS, None), ("b", RefreshOutcome.INTERRUPTED, RefreshReason.SHUTDOWN)]

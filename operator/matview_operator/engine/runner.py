@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
+from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.destination import Destinations
@@ -24,6 +24,7 @@ from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.attempts import Attempts, Pauses, Step
 from matview_operator.engine.budget import Budget, NoPlace
+from matview_operator.engine.flights import Flights, SharedView
 from matview_operator.engine.ports import Clock, Executor, Key, Metrics, Secrets
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.targets import SlotTarget, usable
@@ -58,6 +59,7 @@ class SlotRunner:
         budget: Budget,
         pauses: Pauses,
         metrics: Metrics,
+        flights: Flights,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -68,6 +70,7 @@ class SlotRunner:
         self._budget = budget
         self._pauses = pauses
         self._metrics = metrics
+        self._flights = flights
         self._clock = clock
         self._random = random
 
@@ -190,11 +193,14 @@ class SlotRunner:
         started_at = self._clock.now()
         try:
             self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
-            async with self._budget.place(key, seconds=seconds):
+            run, view = self._run_of(policy, spec, views[0], slot), self._shared(spec, views[0], key)
+            async with self._flights.seat(key, run, slot, shared=view, seconds=seconds) as seat:
                 if first and self._registry.policies.get(policy.key) is not policy:
                     raise _PolicyChanged
                 # Asked anew: while it waited, the database may have been suspended or a rival may have come.
                 database = self._allowed(policy, spec, key)
+                if seat.known is not None:
+                    return [seat.known]
                 target = await where.of(database)
                 runs = [self._run_of(policy, spec, view, slot) for view in views]
                 results = await self._execute(spec, database, target, runs)
@@ -202,6 +208,7 @@ class SlotRunner:
                     other = await where.instead_of(target, spec=database)
                     if other is not None:
                         results = await self._execute(spec, database, other, runs)
+                seat.result = results[0]
                 return results
         except Problem as problem:
             runs = [self._run_of(policy, spec, view, slot) for view in views]
@@ -228,6 +235,12 @@ class SlotRunner:
         if too_long:
             raise Problem(RefreshReason.INVALID_SPEC, too_long[0])
         return database
+
+    def _shared(self, spec: MatviewRefreshPolicySpec, view: ViewSpec, key: Key) -> SharedView | None:
+        """What a run may share with other policies' runs; a group is refreshed by itself."""
+        database = self._registry.databases[key]
+        is_own = spec.isolation is Isolation.TENANT or spec.consistency is Consistency.GROUP
+        return None if is_own else (database.ref.uid, database.generation, ViewName(view.schema_name, view.name))
 
     def _suspended(self, policy: Policy) -> Problem | None:
         """Why a run was cancelled, if it was not for the process's end."""

@@ -12,6 +12,7 @@ from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.attempts import Pauses
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.flights import Flights
 from matview_operator.engine.ports import (
     Clock,
     Events,
@@ -60,6 +61,7 @@ class Supervisor:
         self._clock = clock
         self.budget = Budget(limit_of=self._limit_of, limit_in_all=max_concurrent_refreshes)
         self.pauses = Pauses()
+        self.flights = Flights(budget=self.budget, clock=clock)
         self.reporter = Reporter(registry=registry, writer=writer, events=events, random=random, gone=self._gone)
         self.preflights = Preflights(
             registry=registry,
@@ -80,6 +82,7 @@ class Supervisor:
                 budget=self.budget,
                 pauses=self.pauses,
                 metrics=metrics,
+                flights=self.flights,
                 clock=clock,
                 random=random,
             ),
@@ -102,7 +105,7 @@ class Supervisor:
     @property
     def queue_depth(self) -> int:
         """How many slots, requests and runs are due and wait."""
-        return self.agenda.dispatcher.waiting + self.budget.waiting
+        return self.agenda.dispatcher.waiting + self.budget.waiting + self.flights.following
 
     def start(self) -> None:
         """Start the loops."""
