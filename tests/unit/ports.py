@@ -68,6 +68,8 @@ class MemoryExecutor:
 
     clock: VirtualClock
     seconds: float = 0.1
+    slow: dict[str, float] = field(default_factory=dict)
+    """By view: seconds that its runs take instead."""
     script: dict[str, list[Told | Exception]] = field(default_factory=lambda: defaultdict(list))
     """By view: how its next runs end, in order; then SUCCESS."""
     held_until: dict[str, datetime] = field(default_factory=dict)
@@ -97,7 +99,8 @@ class MemoryExecutor:
         try:
             if self.held_until.get(view, started_at) > started_at:
                 return self._result(run, started_at, LOCK_HELD)
-            await asyncio.sleep(run.timeout_seconds if target.host in self.hung_hosts else self.seconds)
+            seconds = self.slow.get(view, self.seconds)
+            await asyncio.sleep(run.timeout_seconds if target.host in self.hung_hosts else seconds)
         except asyncio.CancelledError:
             self.cancelled.append(view)
             stopped = Told(outcome=RefreshOutcome.INTERRUPTED, reason=RefreshReason.SHUTDOWN)
