@@ -36,9 +36,11 @@ from matview_operator.domain.destination import Destinations
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.order import Order
 from matview_operator.engine.ports import ObjectRef
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.turns import Turns
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
 
@@ -56,6 +58,8 @@ class Runs:
         self.executor = MemoryExecutor(self.clock)
         self.secrets = MemorySecrets()
         self.budget = Budget(limit_of=lambda _: 1, limit_in_all=10)
+        order = Order(registry=self.registry)
+        order.learn(key("db"), {})
         self.runner = SlotRunner(
             registry=self.registry,
             executor=self.executor,
@@ -64,6 +68,7 @@ class Runs:
             budget=self.budget,
             clock=self.clock,
             random=Random(5),  # noqa: S311 - jitter
+            turns=Turns(registry=self.registry, order=order, clock=self.clock),
         )
         self.database()
 

@@ -108,6 +108,9 @@ class Registry:
     databases: dict[Key, Database] = field(default_factory=dict)
     resource_versions: dict[str, str] = field(default_factory=dict)
     """By UID."""
+    revisions: dict[Key, int] = field(default_factory=dict)
+    """By database: another number after each change of its policies; none for one that no policy names."""
+    _changes: int = 0
     _by_database: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
     _by_view: dict[tuple[Key, ViewName], dict[TenantToken, set[Key]]] = field(default_factory=dict)
 
@@ -117,6 +120,7 @@ class Registry:
         self.policies[policy.key] = policy
         if policy.database_key is not None:
             self._by_database[policy.database_key].add(policy.key)
+            self._changed(policy.database_key)
         for place in _places(policy):
             self._by_view.setdefault(place, {}).setdefault(policy.lock_token, set()).add(policy.key)
 
@@ -125,8 +129,9 @@ class Registry:
         policy = self.policies.pop(key, None)
         if policy is not None and policy.database_key is not None:
             self._by_database[policy.database_key].discard(key)
+            self._changed(policy.database_key)
             if not self._by_database[policy.database_key]:
-                del self._by_database[policy.database_key]
+                del self._by_database[policy.database_key], self.revisions[policy.database_key]
             for place in _places(policy):
                 users = self._by_view[place]
                 users[policy.lock_token].discard(key)
@@ -139,6 +144,16 @@ class Registry:
     def policies_of(self, database: Key) -> list[Policy]:
         """The policies that name this database."""
         return [self.policies[key] for key in self._by_database.get(database, ())]
+
+    @property
+    def view_count(self) -> int:
+        """How many views policies name, over all databases."""
+        return len(self._by_view)
+
+    def views_of(self, database: Key) -> Iterator[ViewName]:
+        """The views of this database that policies name; one that several name, several times."""
+        for policy in self.policies_of(database):
+            yield from () if policy.spec is None else views_of(policy.spec)
 
     def sharing_problem(self, policy: Policy) -> Problem | None:
         """Whether another policy makes it unsafe to refresh one of its views."""
@@ -157,6 +172,10 @@ class Registry:
             if token != policy.lock_token
             for key in keys
         }
+
+    def _changed(self, database: Key) -> None:
+        self._changes += 1
+        self.revisions[database] = self._changes
 
 
 def _places(policy: Policy) -> Iterator[tuple[Key, ViewName]]:

@@ -1,4 +1,4 @@
-"""Runs one slot of one policy: its views one after another, a held lock tried again until the slot's deadline."""
+"""Runs one slot of one policy: its views in their turns, a held lock tried again until the slot's deadline."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import Budget, NoPlace
+from matview_operator.engine.lines import Blame, Step
 from matview_operator.engine.ports import Clock, Executor, Key, Secrets
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.targets import SlotTarget, usable
+from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class SlotRunner:
         budget: Budget,
         clock: Clock,
         random: Random,
+        turns: Turns,
     ) -> None:
         self._registry = registry
         self._executor = executor
@@ -67,6 +70,7 @@ class SlotRunner:
         self._budget = budget
         self._clock = clock
         self._random = random
+        self._turns = turns
 
     async def run(self, policy: Policy, slot: Slot) -> SlotReport | None:
         """Refresh every view as the policy says now. Cancelled, it reports what was interrupted, and returns.
@@ -76,15 +80,24 @@ class SlotRunner:
         """
         spec = policy.spec
         assert spec is not None  # an invalid policy has no timer and no request
-        ended: list[RefreshResult] = []
+        ended: dict[ViewName, RefreshResult] = {}
+        at: Step = ()
+        steps = _together(spec)
         key = policy.database_key
         assert key is not None  # the policy has a spec
         where = SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations)
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
         try:
-            for views in _together(spec):
-                ended += await self._refresh(policy, spec, views, slot, where, first=not ended)
+            with self._turns.work(policy, slot, [_names(views) for views in steps]) as work:
+                while turn := await work.turn(seconds=None if ended or slot.request else self._remaining(slot)):
+                    views, at = steps[turn.index], _names(steps[turn.index])
+                    if turn.blame is None:
+                        results = await self._refresh(policy, spec, views, slot, where, first=not ended)
+                    else:
+                        results = self._skipped(policy, spec, views, slot, turn.blame)
+                    work.ended(turn, results)
+                    ended |= zip(at, results, strict=True)
         except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
@@ -92,7 +105,7 @@ class SlotRunner:
             if suspended is not None:
                 rest = suspended
                 told = [_because(suspended, result) for result in told]
-            ended += told
+            ended |= zip(at, told, strict=False)  # of all or of none
             if not ended:
                 return None
         except Exception as error:
@@ -100,15 +113,28 @@ class SlotRunner:
             log.exception("slot failed unexpectedly", extra={"action": "slot", "policy": str(policy.key)})
             rest = Problem(RefreshReason.INTERNAL_ERROR, f"{type(error).__name__} in the operator; see its log.")
             outcome = RefreshOutcome.FAILED
-        for view in spec.views[len(ended) :]:
-            ended.append(self._ended(self._run_of(policy, spec, view, slot), self._clock.now(), outcome, rest))
+        started_at = min((result.started_at for result in ended.values()), default=self._clock.now())
+        for name, view in zip(views_of(spec), spec.views, strict=True):
+            if name not in ended:
+                ended[name] = self._ended(self._run_of(policy, spec, view, slot), self._clock.now(), outcome, rest)
         return SlotReport(
             slot=slot,
             correlation_id=slot.correlation_id(policy.uid),
-            started_at=ended[0].started_at,
+            started_at=started_at,
             ended_at=self._clock.now(),
-            results=tuple(zip(views_of(spec), ended, strict=True)),
+            results=tuple((name, ended[name]) for name in views_of(spec)),
         )
+
+    def _skipped(
+        self, policy: Policy, spec: MatviewRefreshPolicySpec, views: Sequence[ViewSpec], slot: Slot, blame: Blame
+    ) -> Sequence[RefreshResult]:
+        problem = Problem(
+            RefreshReason.UPSTREAM_FAILED,
+            f"It reads {blame.view}, which policy {blame.policy} failed to refresh; refreshing it would only repeat "
+            "old rows.",
+        )
+        runs = [self._run_of(policy, spec, view, slot) for view in views]
+        return [self._ended(run, self._clock.now(), RefreshOutcome.SKIPPED_UPSTREAM, problem) for run in runs]
 
     async def _refresh(
         self,
@@ -174,7 +200,7 @@ class SlotRunner:
 
     def _allowed(self, policy: Policy, spec: MatviewRefreshPolicySpec, key: Key) -> MatviewDatabaseSpec:
         database = usable(self._registry.databases.get(key), key)
-        problem = self._registry.sharing_problem(policy)
+        problem = self._registry.sharing_problem(policy) or self._turns.order.problem(policy)
         if problem is not None:
             raise problem
         too_long = check_timeouts(spec, limits=database.limits)
@@ -212,6 +238,7 @@ class SlotRunner:
             analyze=spec.analyze,
             search_path=() if database is None else database.search_path,
             guard=view.guard,
+            depends_on=tuple(ViewName(other.schema_name, other.name) for other in view.depends_on or ()),
         )
 
     def _ended(self, run: Run, started_at: datetime, outcome: RefreshOutcome, problem: Problem) -> RefreshResult:
@@ -233,6 +260,10 @@ def _together(spec: MatviewRefreshPolicySpec) -> list[Sequence[ViewSpec]]:
             return [[view] for view in spec.views]
         case _:
             assert_never(spec.consistency)
+
+
+def _names(views: Sequence[ViewSpec]) -> Step:
+    return tuple(ViewName(view.schema_name, view.name) for view in views)
 
 
 def _because(suspended: Problem, result: RefreshResult) -> RefreshResult:

@@ -11,6 +11,7 @@ from random import Random
 from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.order import Order
 from matview_operator.engine.ports import (
     Clock,
     Events,
@@ -28,6 +29,7 @@ from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.retention import Retention
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class Supervisor:
         self.registry = registry = Registry()
         self._clock = clock
         self.budget = Budget(limit_of=self._limit_of, limit_in_all=max_concurrent_refreshes)
+        self.order = Order(registry=registry)
+        turns = Turns(registry=registry, order=self.order, clock=clock)
         self.reporter = Reporter(registry=registry, writer=writer, events=events, random=random, gone=self._gone)
         self.preflights = Preflights(
             registry=registry,
@@ -67,6 +71,7 @@ class Supervisor:
             reporter=self.reporter,
             clock=clock,
             judged=self._judged,
+            order=self.order,
         )
         self.agenda = Agenda(
             registry=registry,
@@ -78,12 +83,14 @@ class Supervisor:
                 budget=self.budget,
                 clock=clock,
                 random=random,
+                turns=turns,
             ),
             reporter=self.reporter,
             preflights=self.preflights,
             events=events,
             metrics=metrics,
             clock=clock,
+            turns=turns,
         )
         self.retention = Retention(
             registry=registry,
@@ -140,7 +147,7 @@ class Supervisor:
         self.registry.resource_versions.pop(policy.ref.uid, None)
         self.agenda.forget(policy)
         self.reporter.forget(policy.ref)
-        self.ask_again(rivals)
+        self.ask_again(rivals | self.order.stirred(policy.database_key))
 
     def forget_database(self, database: Database) -> None:
         """Forget a deleted database; its policies say so."""

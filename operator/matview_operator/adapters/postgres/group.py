@@ -37,7 +37,7 @@ async def in_order(job: Job, session: Session) -> list[Work]:
     """Each view after those of the group that it reads: a view sees what its transaction did before. Raises Problem."""
     names = {row_of(work).oid: work.run.view for work in job.works}
     works = {work.run.view: work for work in job.works}
-    reads: dict[ViewName, set[ViewName]] = {view: set() for view in works}
+    reads = {view: works.keys() & work.run.depends_on for view, work in works.items()}
     for row in await session.rows(group_queries.READS, [*names]):
         reads[names[row.view]].add(names[row.reads])
     try:
