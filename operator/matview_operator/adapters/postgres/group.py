@@ -25,7 +25,6 @@ from matview_operator.adapters.postgres.work import Job, Work, row_of
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.dependencies import InvalidDependencies, dependency_order
 from matview_operator.domain.errors import Problem
-from matview_operator.domain.view import ViewName
 
 
 def in_lock_order(job: Job) -> list[Work]:
