@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from matview_operator.domain.errors import Problem
-from matview_operator.domain.precedence import Precedence, managed, precedence
+from matview_operator.domain.precedence import Managed, Precedence, managed, precedence
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy, Registry
@@ -49,11 +49,7 @@ class Order:
         known = self._of(database)
         revision = self._registry.revisions.get(database, 0)
         if known.revision != revision:
-            policies = self._registry.policies_of(database)
-            found = precedence(
-                {policy.key: managed(policy.spec) for policy in policies if policy.spec is not None},
-                catalogue=known.reads,
-            )
+            found = precedence(self._concerned(database, known.reads), catalogue=known.reads)
             before, after = _told(known.precedence), _told(found)
             known.stirred |= {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
             if found.reads != known.precedence.reads or before != after:
@@ -78,12 +74,22 @@ class Order:
     async def looked(self, database: Key) -> None:
         """Wait for the first look at a database; not for long, and not where one view alone is managed."""
         known = self._of(database)
-        views = self._registry.views_of(database)
-        first = next(views, None)
-        if not known.looked.is_set() and any(view != first for view in views):
+        if not known.looked.is_set() and len(self._registry.views.get(database, ())) > 1:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_SECONDS):
                     await known.looked.wait()
+
+    def _concerned(self, database: Key, reads: Mapping[ViewName, Collection[ViewName]]) -> dict[Key, Managed]:
+        """The policies whose views read others or are read: few, though the database may have ten thousand."""
+        says = {key: self._managed(key) for key in self._registry.dependent.get(database, ())}
+        depended = [named for each in says.values() for named in each.depends_on.values()]
+        views = set(reads).union(*reads.values(), *depended)
+        return says | {key: self._managed(key) for view in views for key in self._registry.naming(database, view)}
+
+    def _managed(self, key: Key) -> Managed:
+        spec = self._registry.policies[key].spec
+        assert spec is not None  # it names a view
+        return managed(spec)
 
     def _of(self, database: Key) -> _Known:
         return self._known.setdefault(database, _Known())

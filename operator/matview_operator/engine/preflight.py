@@ -113,7 +113,7 @@ class Preflights:
                 target=target,
                 checks=(check for each in checks.values() for check in each.values()),
                 allow_superuser=spec.allow_superuser,
-                managed=frozenset(self._registry.views_of(key)),
+                managed=frozenset(self._registry.views.get(key, ())),
             )
         except Problem as found:
             problem = found

@@ -110,6 +110,10 @@ class Registry:
     """By UID."""
     revisions: dict[Key, int] = field(default_factory=dict)
     """By database: another number after each change of its policies; none for one that no policy names."""
+    views: dict[Key, set[ViewName]] = field(default_factory=lambda: defaultdict(set))
+    """By database: those that its policies name."""
+    dependent: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    """By database: the policies that say what a view depends on."""
     _changes: int = 0
     _by_database: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
     _by_view: dict[tuple[Key, ViewName], dict[TenantToken, set[Key]]] = field(default_factory=dict)
@@ -121,7 +125,10 @@ class Registry:
         if policy.database_key is not None:
             self._by_database[policy.database_key].add(policy.key)
             self._changed(policy.database_key)
+            if policy.spec is not None and any(view.depends_on for view in policy.spec.views):
+                self.dependent[policy.database_key].add(policy.key)
         for place in _places(policy):
+            self.views[place[0]].add(place[1])
             self._by_view.setdefault(place, {}).setdefault(policy.lock_token, set()).add(policy.key)
 
     def remove_policy(self, key: Key) -> Policy | None:
@@ -130,8 +137,7 @@ class Registry:
         if policy is not None and policy.database_key is not None:
             self._by_database[policy.database_key].discard(key)
             self._changed(policy.database_key)
-            if not self._by_database[policy.database_key]:
-                del self._by_database[policy.database_key], self.revisions[policy.database_key]
+            self.dependent[policy.database_key].discard(key)
             for place in _places(policy):
                 users = self._by_view[place]
                 users[policy.lock_token].discard(key)
@@ -139,6 +145,10 @@ class Registry:
                     del users[policy.lock_token]
                 if not users:
                     del self._by_view[place]
+                    self.views[place[0]].discard(place[1])
+            if not self._by_database[policy.database_key]:
+                for known in (self._by_database, self.revisions, self.views, self.dependent):
+                    known.pop(policy.database_key, None)
         return policy
 
     def policies_of(self, database: Key) -> list[Policy]:
@@ -150,10 +160,10 @@ class Registry:
         """How many views policies name, over all databases."""
         return len(self._by_view)
 
-    def views_of(self, database: Key) -> Iterator[ViewName]:
-        """The views of this database that policies name; one that several name, several times."""
-        for policy in self.policies_of(database):
-            yield from () if policy.spec is None else views_of(policy.spec)
+    def naming(self, database: Key, view: ViewName) -> Iterator[Key]:
+        """The policies that name this view."""
+        for keys in self._by_view.get((database, view), {}).values():
+            yield from keys
 
     def sharing_problem(self, policy: Policy) -> Problem | None:
         """Whether another policy makes it unsafe to refresh one of its views."""
