@@ -11,6 +11,9 @@ from tests.unit.world import POLICY, World, key, until
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.domain.errors import Problem
+from matview_operator.domain.precedence import Precedence
+from matview_operator.domain.slot import scheduled
+from matview_operator.engine.lines import Due, Line, Part
 from matview_operator.engine.ports import Key
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
@@ -174,13 +177,14 @@ async def test_gate_2c_a_thousand_that_wait_for_one_are_woken_once_by_its_end() 
         world.executor.seconds = 5
         await until(34.9)
         assert times(world) == [("hub", 30)]
-        line = world.supervisor.agenda._turns._lines[key("db"), world.executor.calls[0].run.view]
+        line = world.supervisor.turns._lines[key("db"), world.executor.calls[0].run.view]
         (part,) = line.parts.values()
         (gathering,) = part.gatherings  # one for all, and nothing that asks again and again
-        assert len(gathering.waiting) == 1000
+        assert len(gathering.waiting) == world.supervisor.queue_depth == 1000
         world.executor.seconds = 0.01
         await until(40)
         assert len(world.executor.calls) == 1001
+        assert world.supervisor.queue_depth == 0
 
 
 async def test_gate_2c_a_lock_that_is_tried_again_is_not_the_end() -> None:
@@ -289,6 +293,19 @@ async def test_gate_2c_of_several_policies_one_that_refreshed_the_view_is_enough
         assert world.executor.views == ["a", "a", "b"]
         await until(61)
         assert world.executor.views[3:] == ["a", "a"]
+        assert outcomes(world, key("b")) == {"b": "SKIPPED_UPSTREAM"}
+
+
+async def test_gate_2c_a_view_that_fails_while_it_is_waited_for_skips_though_it_was_due_before() -> None:
+    async with World() as world:
+        world.inspector.reads = {"b": "a"}
+        world.database(limits=MANY)
+        world.policy("a", schedule={"everySeconds": 60})
+        world.policy("b", schedule={"everySeconds": 90}, startingDeadlineSeconds=60)
+        world.executor.seconds = 50
+        world.executor.script["a"] = [FAILED]
+        await until(112)
+        assert times(world) == [("a", 60)]
         assert outcomes(world, key("b")) == {"b": "SKIPPED_UPSTREAM"}
 
 
@@ -429,6 +446,20 @@ async def test_gate_2c_a_view_whose_schedule_is_suspended_is_waited_for_only_whi
         assert times(world) == [("a", 30), ("b", 40), ("b", 60)]
 
 
+async def test_gate_2c_a_slot_that_waited_and_will_not_run_any_more_is_waited_for_no_longer() -> None:
+    async with World() as world:
+        world.inspector.reads = {"b": "a"}
+        world.database(limits=MANY)
+        fields: dict[str, Any] = {"views": views("slow", "a"), "startingDeadlineSeconds": 300}
+        world.policy("p", **fields)
+        world.policy("b", schedule={"everySeconds": 60}, startingDeadlineSeconds=300)
+        world.executor.seconds = 20  # the slot of 12:00:30 takes until 12:01:10, and that of 12:01 waits behind it
+        await until(65)
+        world.policy("p", **fields, suspend=True)
+        await until(115)
+        assert times(world) == [("slow", 30), ("a", 50), ("b", 70)]
+
+
 async def test_gate_2c_a_slot_that_waits_beyond_its_deadline_is_missed_and_the_next_one_goes() -> None:
     async with World() as world:
         world.inspector.reads = {"b": "a"}
@@ -500,3 +531,30 @@ async def test_gate_2c_an_upstream_whose_commit_is_unknown_is_asked_for_until_it
         world.executor.script["a"] = [UNKNOWN]
         await until(40)
         assert world.executor.views == ["a", "a", "b"]
+
+
+async def test_gate_2c_what_fails_in_a_request_skips_no_slot() -> None:
+    async with World() as world:
+        world.inspector.reads = {"b": "a"}
+        world.database(limits=MANY)
+        world.policy("a", schedule=HOURLY)
+        world.policy("b")
+        world.executor.script["a"] = [FAILED]
+        await until(29.95)
+        world.api.annotate(key("a"), "r1")
+        await until(31)
+        assert times(world) == [("a", 29.95), ("b", 30.05)]
+
+
+async def test_gate_2c_what_waits_by_an_older_order_is_not_waited_for() -> None:
+    """It may wait for us: by the older order we come first."""
+    line = Line()
+    older: Precedence[Key] = Precedence()
+    newer: Precedence[Key] = Precedence()
+    other = Due(slot=scheduled(EPOCH, starting_deadline_seconds=60))
+    line.parts[other] = Part(asked=older)
+    ours = Due(slot=scheduled(EPOCH, starting_deadline_seconds=60))
+    assert line.gather(ours, older) is not None
+    assert line.gather(ours, newer) is None
+    line.parts[other].waits = False
+    assert line.gather(ours, newer) is not None

@@ -29,7 +29,7 @@ class Managed:
     """Whether they are refreshed as one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Precedence(Generic[Policy]):
     """The order of one database's managed views. Equal only to itself."""
 
@@ -37,11 +37,6 @@ class Precedence(Generic[Policy]):
     """By view: the managed views that it reads. Without a cycle but for the views of policies with a problem."""
     problems: Mapping[Policy, Problem] = field(default_factory=dict)
     """By policy: why there is no order for its views."""
-
-    __hash__ = object.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
 
 def managed(spec: MatviewRefreshPolicySpec) -> Managed:

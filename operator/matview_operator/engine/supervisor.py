@@ -61,7 +61,7 @@ class Supervisor:
         self._clock = clock
         self.budget = Budget(limit_of=self._limit_of, limit_in_all=max_concurrent_refreshes)
         self.order = Order(registry=registry)
-        turns = Turns(registry=registry, order=self.order, clock=clock)
+        self.turns = turns = Turns(registry=registry, order=self.order, clock=clock)
         self.reporter = Reporter(registry=registry, writer=writer, events=events, random=random, gone=self._gone)
         self.preflights = Preflights(
             registry=registry,
@@ -104,7 +104,7 @@ class Supervisor:
     @property
     def queue_depth(self) -> int:
         """How many slots, requests and runs are due and wait."""
-        return self.agenda.dispatcher.waiting + self.budget.waiting
+        return self.agenda.dispatcher.waiting + self.budget.waiting + self.turns.waiting
 
     def start(self) -> None:
         """Start the loops."""

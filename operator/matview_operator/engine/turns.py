@@ -75,11 +75,14 @@ class Work(Due):
                     del self.left[index]
                     return Turn(index=index, blame=self.turns.take(self, self.steps[index]))
             self.stirred.clear()
+            self.turns.waiting += 1
             try:
                 async with asyncio.timeout_at(until):
                     await self.stirred.wait()
             except TimeoutError:
                 raise NoPlace from None
+            finally:
+                self.turns.waiting -= 1
         return None
 
     def ended(self, turn: Turn, results: Sequence[RefreshResult]) -> None:
@@ -95,6 +98,8 @@ class Turns:
     def __init__(self, *, registry: Registry, order: Order, clock: Clock) -> None:
         self.order = order
         self.clock = clock
+        self.waiting = 0
+        """How many slots and requests wait for another one's view."""
         self._registry = registry
         self._works: dict[tuple[Key, SlotId], Work] = {}
         self._lines: dict[tuple[Key, ViewName], Line] = {}
