@@ -86,6 +86,7 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", view("é" * 32), NAME_TOO_LONG),
     ("MatviewRefreshPolicy", {"views": [{"schema": "é" * 32, "name": "mv"}]}, NAME_TOO_LONG),
     ("MatviewRefreshPolicy", view("a\0b"), NAME_WITH_NUL),
+    ("MatviewRefreshPolicy", {"views": [{"name": "mv", "dependsOn": [{"name": "é" * 32}]}]}, NAME_TOO_LONG),
     ("MatviewDatabase", {"database": "é" * 32}, NAME_TOO_LONG),
     ("MatviewDatabase", {"database": "a\0b"}, NAME_WITH_NUL),
     ("MatviewDatabase", {"searchPath": ["é" * 32]}, NAME_TOO_LONG),
@@ -98,6 +99,11 @@ OUT_OF_BOUNDS: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", {"views": []}, "spec.views"),
     ("MatviewRefreshPolicy", {"views": [{"name": f"mv_{n}"} for n in range(101)]}, "must have at most 100 items"),
     ("MatviewRefreshPolicy", {"views": [{"name": "mv"}, {"name": "mv"}]}, "spec.views[1]: Duplicate value"),
+    (
+        "MatviewRefreshPolicy",
+        {"views": [{"name": "mv", "dependsOn": [{"name": "a"}, {"schema": "public", "name": "a"}]}]},
+        "spec.views[0].dependsOn[1]: Duplicate value",
+    ),
     ("MatviewRefreshPolicy", view("v" * 300), "spec.views[0].name: Too long"),
     ("MatviewRefreshPolicy", view(""), "spec.views[0].name"),
     ("MatviewRefreshPolicy", {"tenantId": "t" * 64}, "spec.tenantId: Too long"),
@@ -135,6 +141,7 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("MatviewRefreshPolicy", {"retry": {"limit": 0, "backoffSeconds": 600}}),
     ("MatviewRefreshPolicy", {"views": [{"name": "mv", "schema": "a"}, {"name": "mv", "schema": "b"}]}),
     ("MatviewRefreshPolicy", {"views": [{"name": f"{'v' * 60}{n}"} for n in range(100)]}),
+    ("MatviewRefreshPolicy", {"views": [{"name": "mv", "dependsOn": [{"name": f"d{n}"} for n in range(100)]}]}),
     ("MatviewDatabase", {"searchPath": ["app", 'Odd, "name"; --']}),
     ("MatviewDatabase", {"sslMode": "verify-ca", "database": "Ünïcode"}),
 ]

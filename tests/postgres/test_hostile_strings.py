@@ -42,13 +42,15 @@ from matview_operator.domain.slot import Slot, SlotReport, is_request_token, req
 from matview_operator.domain.status import Standing, after_slot, fresh_after, with_conditions
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import IDENTIFIER_BYTES
-from matview_operator.engine.attempts import Pauses
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.flights import Flights
+from matview_operator.engine.order import Order
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Key, ObjectRef, SystemClock
 from matview_operator.engine.registry import Database as KnownDatabase
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.turns import Turns
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -96,6 +98,7 @@ class Target:
         # Kept as long as it can be: what one policy left in a session would meet the next one's run.
         self.pool = Pool(idle_seconds=60)
         budget = Budget(limit_of=lambda _: 1, limit_in_all=1)
+        self.order = Order(registry=self.registry)
         self.runner = SlotRunner(
             registry=self.registry,
             executor=Refresher(self.pool),
@@ -107,6 +110,7 @@ class Target:
             metrics=MemoryMetrics(),
             clock=SystemClock(),
             random=Random(1),  # noqa: S311 - jitter
+            turns=Turns(registry=self.registry, order=self.order, clock=SystemClock()),
         )
 
     async def attack(self, attack: Attack) -> None:
@@ -205,6 +209,7 @@ class Target:
     async def _run(self, policy: MatviewRefreshPolicy, database: MatviewDatabaseSpec, attack: Attack) -> SlotReport:
         meta, spec = policy.metadata, policy.spec
         key = Key(NAMESPACE, spec.database_ref.name)
+        self.order.learn(key, {})  # nobody else looks
         known = KnownDatabase(
             ref=ObjectRef(kind="MatviewDatabase", key=key, uid="d"),
             generation=1,

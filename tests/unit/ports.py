@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -17,6 +17,7 @@ from matview_operator.domain.mode import ModeChoice
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.domain.server import ServerFacts
+from matview_operator.domain.view import ViewName
 from matview_operator.engine.ports import Key
 
 EPOCH = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -158,13 +159,20 @@ class MemoryInspector:
     """By host."""
     facts: dict[str, object] = field(default_factory=dict)
     """What the server is said to be besides."""
+    reads: dict[str, str] = field(default_factory=dict)
+    """By view: those that it reads, with blanks in between."""
     calls: Counter[str] = field(default_factory=Counter)
     """By host."""
     asked: list[ViewCheck] = field(default_factory=list)
     """What the newest call asked."""
 
     async def inspect(
-        self, *, target: ConnectionTarget, checks: Iterable[ViewCheck], allow_superuser: bool
+        self,
+        *,
+        target: ConnectionTarget,
+        checks: Iterable[ViewCheck],
+        allow_superuser: bool,
+        managed: Collection[ViewName] = (),
     ) -> Inspection:
         self.calls[target.host] += 1
         self.asked = asked = list(checks)
@@ -186,7 +194,16 @@ class MemoryInspector:
         )
         facts = replace(plain, **self.facts)  # type: ignore[arg-type]
         well = ModeChoice(RefreshMode.CONCURRENT)
-        return Inspection(server=facts, answers={check: self.answers.get(str(check.view), well) for check in asked})
+        among = {str(view): view for view in managed}
+        return Inspection(
+            server=facts,
+            answers={check: self.answers.get(str(check.view), well) for check in asked},
+            reads={
+                among[view]: {among[other] for other in others.split() if other in among}
+                for view, others in self.reads.items()
+                if view in among
+            },
+        )
 
 
 @dataclass(slots=True)

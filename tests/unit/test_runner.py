@@ -36,12 +36,14 @@ from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
-from matview_operator.engine.attempts import Pauses
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.flights import Flights
+from matview_operator.engine.order import Order
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import ObjectRef
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.turns import Turns
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
 
@@ -60,6 +62,8 @@ class Runs:
         self.secrets = MemorySecrets()
         self.budget = Budget(limit_of=lambda _: 1, limit_in_all=10)
         self.pauses = Pauses()
+        order = Order(registry=self.registry)
+        order.learn(key("db"), {})
         self.runner = SlotRunner(
             registry=self.registry,
             executor=self.executor,
@@ -71,6 +75,7 @@ class Runs:
             flights=Flights(budget=self.budget, clock=self.clock),
             clock=self.clock,
             random=Random(5),  # noqa: S311 - jitter
+            turns=Turns(registry=self.registry, order=order, clock=self.clock),
         )
         self.database()
 

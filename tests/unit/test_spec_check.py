@@ -98,6 +98,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"views": [{"name": "v" * 300}]}, "spec.views[0].name: must have at most 63 characters."),
     ({"views": [{"name": "é" * 32}]}, "spec.views[0]: "),
     ({"views": [{"name": "a\0b"}]}, "spec.views[0]: "),
+    ({"views": [{"name": "mv", "dependsOn": [{"name": "é" * 32}]}]}, "spec.views[0].dependsOn[0]: The name ééé"),
+    (
+        {"views": [{"name": "mv", "dependsOn": [{"schema": "s"}]}]},
+        "spec.views[0].dependsOn[0].name: is missing; write it.",
+    ),
     (
         {"views": [{"name": "mv", "concurrently": "Sometimes"}]},
         "spec.views[0].concurrently: must be one of 'IfPossible'",

@@ -134,6 +134,11 @@ def _views(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
         if (view.schema_name, view.name) in seen:
             yield f"spec.views[{index}]: {view.schema_name}.{view.name} is listed twice; remove one."
         seen.add((view.schema_name, view.name))
+        for number, other in enumerate(view.depends_on or ()):
+            try:
+                ViewName(schema=other.schema_name, name=other.name)
+            except InvalidName as error:
+                yield f"spec.views[{index}].dependsOn[{number}]: {error}"
         if view.guard is not None:
             yield from (f"spec.views[{index}].guard{problem}" for problem in _guard(view.guard))
 

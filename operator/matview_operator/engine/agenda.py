@@ -20,8 +20,9 @@ from matview_operator.domain.status import (
     views_of,
     with_conditions,
 )
-from matview_operator.engine.attempts import Pauses, Step
+from matview_operator.engine.attempts import Step
 from matview_operator.engine.dispatcher import Dispatcher
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Events, Key, Metrics
 from matview_operator.engine.preflight import Preflights
 from matview_operator.engine.recoveries import Recoveries
@@ -29,6 +30,7 @@ from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.runner import SlotRunner
 from matview_operator.engine.timers import Timers
+from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,10 @@ class Agenda:
         events: Events,
         metrics: Metrics,
         clock: Clock,
+        turns: Turns,
     ) -> None:
         self._registry = registry
+        self._turns = turns
         self._runner = runner
         self._reporter = reporter
         self._preflights = preflights
@@ -67,7 +71,14 @@ class Agenda:
         self._metrics = metrics
         self._clock = clock
         self.timers = Timers(clock=clock, fire=self._fire, set_back=self._set_back)
-        self.dispatcher = Dispatcher(clock=clock, work=self._work, superseded=self._superseded, late=self._late)
+        self.dispatcher = Dispatcher(
+            clock=clock,
+            work=self._work,
+            superseded=self._superseded,
+            late=self._late,
+            taken=turns.taken,
+            over=turns.over,
+        )
 
     def schedule(self, policy: Policy) -> None:
         """Take up what is due and set the timer, or stop it where the schedule is suspended.
@@ -201,6 +212,8 @@ class Agenda:
     async def _work(self, key: Key, slot: Slot) -> None:
         if slot.request is not None:
             await self._space_requests(key)
+        elif self._turns.follows(key):
+            await self.timers.caught_up()  # what it reads may be due at the same instant
         policy = self._registry.policies.get(key)
         if policy is None or policy.spec is None:
             return

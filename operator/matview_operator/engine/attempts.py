@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,50 +18,20 @@ from matview_operator.domain.retry_class import RetryClass, retry_class, retry_p
 from matview_operator.domain.slot import Slot
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import NoPlace
-from matview_operator.engine.ports import Clock, Key, Metrics
+from matview_operator.engine.lines import Blame
+from matview_operator.engine.pauses import Pauses
+from matview_operator.engine.ports import Clock, Metrics
 from matview_operator.engine.registry import Policy, Registry
+from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
-
-
-class Pauses:
-    """Who waits for another attempt; whoever knows better ends the waiting. Each then looks itself at what changed."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[Key, set[asyncio.Event]] = defaultdict(set)
-        self.closed = False
-
-    async def sleep(self, policy: Key, *, seconds: float) -> bool:
-        """Wait so long; returns whether the policy was woken before."""
-        woken = asyncio.Event()
-        self._waiting[policy].add(woken)
-        try:
-            async with asyncio.timeout(seconds):
-                await woken.wait()
-        except TimeoutError:
-            return False
-        finally:
-            self._waiting[policy].discard(woken)
-            if not self._waiting[policy]:
-                del self._waiting[policy]
-        return True
-
-    def wake(self, policy: Key) -> None:
-        """End the policy's waiting: something changed that it may wait for, or newer work of it is due."""
-        for woken in self._waiting.get(policy, ()):
-            woken.set()
-
-    def close(self) -> None:
-        """End all waiting: the process ends."""
-        self.closed = True
-        for policy in self._waiting:
-            self.wake(policy)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Step:
     """Views that are refreshed together, or one, and what came of it so far."""
 
+    index: int
     views: Sequence[ViewSpec]
     due_at: datetime | None = None
     """When it is tried once more; None before the first attempt."""
@@ -88,7 +56,7 @@ class Step:
 
 
 class Attempts:
-    """The steps of one slot, in the policy's order. No step waits for another one's pause.
+    """The steps of one slot, in the policy's order. No step waits for another one's pause, but for its turn.
 
     A lock that is held is tried again until the slot's deadline. What failed is tried again spec.retry.limit times, for
     a slot only before the schedule's next one; a changed policy, or newer work of it, ends that.
@@ -102,6 +70,7 @@ class Attempts:
         kept: Mapping[ViewName, RefreshResult],
         registry: Registry,
         pauses: Pauses,
+        turns: Turns,
         metrics: Metrics,
         clock: Clock,
         random: Random,
@@ -123,12 +92,16 @@ class Attempts:
         self._newer = newer
         self._waits = waits
         self._retry = policy.spec.retry
-        self.steps = [Step(views=views) for views in _together(policy.spec)]
+        self.steps = [Step(index=index, views=views) for index, views in enumerate(_together(policy.spec))]
+        names = [tuple(ViewName(view.schema_name, view.name) for view in step.views) for step in self.steps]
+        self.work = turns.work(policy, slot, names)
+        """Its place among the slots that are due with it; to be entered."""
+        self._turns = turns
         for step in self.steps:
-            known = [kept.get(ViewName(view.schema_name, view.name)) for view in step.views]
-            results = [result for result in known if result is not None]
-            if len(results) == len(known):
-                step.results, step.over = results, True
+            results = [kept[name] for name in names[step.index] if name in kept]
+            if len(results) == len(step.views):
+                step.results = results
+                self._end(step)
         timetable = policy.timetable
         self._ends_at = None if slot.request or timetable is None else timetable.next_after(slot.due_at)
         self.began_at: datetime | None = None
@@ -136,22 +109,37 @@ class Attempts:
 
     async def next(self) -> Step | None:
         """The first step that can be tried now, waiting for it; None when all have ended. Raises NoPlace."""
+        if self.work.asked_at is None:
+            await self.work.begin()
         while True:
             self._give_up()
             left = [step for step in self.steps if not step.over]
             now = self._clock.now()
-            ready = next((step for step in left if step.due_at is None or step.due_at <= now), None)
+            ready = next((step for step in left if self._is_ready(step, now)), None)
             if ready is not None or not left:
                 return ready
-            if self._pauses.closed:
+            if self._pauses.closed or (self.began_at is None and self._is_late(now)):
                 raise NoPlace
-            soonest = min(left, key=_due_at)
-            if soonest.kind is not RetryClass.LADDER:
-                self._waits(soonest)
-            if await self._pauses.sleep(self._policy.key, seconds=(_due_at(soonest) - now).total_seconds()):
-                for step in left:
+            again = [step for step in left if step.due_at is not None]
+            until = min(map(_due_at, again), default=None)
+            if again and all(step.kind is not RetryClass.LADDER for step in again if step.due_at == until):
+                self._waits(min(again, key=_due_at))
+            if not again and self.began_at is None and self._slot.request is None:
+                until = self._slot.deadline
+            if await self._sleep(None if until is None else until - now, for_a_turn=len(again) < len(left)):
+                for step in again:
                     if step.kind is not RetryClass.LADDER:
                         step.due_at = self._clock.now()
+
+    def take(self, step: Step) -> Blame | None:
+        """It is tried now; or whom to blame if it is not worth while, because what it reads failed."""
+        return None if step.results else self.work.take(step.index)
+
+    def skipped(self, step: Step, results: Sequence[RefreshResult], blame: Blame) -> None:
+        """Leave it out of this slot."""
+        self.began_at = self.began_at or results[0].started_at
+        step.results = results
+        self._end(step, blame)
 
     def seconds_for_a_place(self, step: Step) -> float | None:
         """How long the step may wait for a place: a slot is begun in time, and what waits again is not left hanging."""
@@ -169,19 +157,37 @@ class Attempts:
         step.kind = retry_class(results)
         pause = self._pause(step)
         if pause is None:
-            step.over = True
+            self._end(step)
             return
         step.due_at = self._clock.now() + timedelta(seconds=pause)
         self._count(step, pause)
 
     def no_place(self, step: Step) -> None:
         """Leave it at the newest results: no place became free for another attempt in time."""
-        step.over = True
+        self._end(step)
 
     @property
     def cut_short(self) -> bool:
         """Whether a step that has told something would have been tried again."""
         return any(not step.over and step.tells for step in self.steps)
+
+    def _is_ready(self, step: Step, now: datetime) -> bool:
+        return self.work.is_turn(step.index) if step.due_at is None else step.due_at <= now
+
+    def _is_late(self, now: datetime) -> bool:
+        return self._slot.request is None and now >= self._slot.deadline
+
+    async def _sleep(self, pause: timedelta | None, *, for_a_turn: bool) -> bool:
+        seconds = None if pause is None else pause.total_seconds()
+        self._turns.waiting += for_a_turn
+        try:
+            return await self._pauses.sleep(self._policy.key, seconds=seconds, stirred=self.work.stirred)
+        finally:
+            self._turns.waiting -= for_a_turn
+
+    def _end(self, step: Step, blame: Blame | None = None) -> None:
+        step.over = True
+        self.work.ended(step.index, step.results, blame=blame)
 
     def _pause(self, step: Step) -> float | None:
         match step.kind:
@@ -235,7 +241,7 @@ class Attempts:
             if step.over or step.due_at is None or step.kind is RetryClass.LADDER:
                 continue
             if changed or (newer and (self._slot.request is None or step.hurried)):
-                step.over = True
+                self._end(step)
             elif newer:
                 # The slot that waits behind a request would try the same now. It is not kept from it for longer.
                 step.hurried, step.due_at = True, self._clock.now()

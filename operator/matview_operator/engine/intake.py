@@ -62,6 +62,8 @@ class Intake:
         agenda.announce(policy)
         if policy.database_key is None:
             agenda.publish(policy)
+        if former is not None and former.database_key != policy.database_key:
+            rivals |= self._supervisor.order.stirred(former.database_key)
         self._supervisor.ask_again({policy.key} | rivals | self._registry.rivals(policy))
         agenda.consider_request(policy)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Protocol
@@ -16,6 +16,7 @@ from matview_operator.domain.errors import MatviewError
 from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
+from matview_operator.domain.view import ViewName
 
 Status = MatviewRefreshPolicyStatus | MatviewDatabaseStatus
 
@@ -84,9 +85,14 @@ class Inspector(Protocol):
     """Looks at a database without touching it."""
 
     async def inspect(
-        self, *, target: ConnectionTarget, checks: Iterable[ViewCheck], allow_superuser: bool
+        self,
+        *,
+        target: ConnectionTarget,
+        checks: Iterable[ViewCheck],
+        allow_superuser: bool,
+        managed: Collection[ViewName] = (),
     ) -> Inspection:
-        """Raises Problem when the server itself is the obstacle."""
+        """Raises Problem when the server itself is the obstacle. `managed`: whose order is asked for."""
         ...
 
 

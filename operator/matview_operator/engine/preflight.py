@@ -16,6 +16,7 @@ from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.server import ServerFacts, ledger_advice, search_path_advice, version_advice
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.view import ViewName
+from matview_operator.engine.order import Order
 from matview_operator.engine.ports import Clock, Inspector, Key, Secrets
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.reporter import Reporter
@@ -43,6 +44,7 @@ class Preflights:
         reporter: Reporter,
         clock: Clock,
         judged: Callable[[Policy], None],
+        order: Order,
     ) -> None:
         """`judged` is told when a policy's problem or note was found anew."""
         self._registry = registry
@@ -52,6 +54,7 @@ class Preflights:
         self._reporter = reporter
         self._clock = clock
         self._judged = judged
+        self._order = order
         self._asked: dict[Key, set[Key]] = {}
         self._busy: set[Key] = set()
         self._changed = asyncio.Event()
@@ -123,9 +126,12 @@ class Preflights:
                 target=target,
                 checks=(check for each in checks.values() for check in each.values()),
                 allow_superuser=spec.allow_superuser,
+                managed=frozenset(self._registry.views.get(key, ())),
             )
         except Problem as found:
             problem = found
+        finally:
+            self._order.learn(key, None if inspection is None else inspection.reads)
         if database is not None and self._registry.databases.get(key) is database:
             self._report_database(database, problem, inspection)
         for number, policy in enumerate(policies):
@@ -138,12 +144,18 @@ class Preflights:
             if policy.problem is None and inspection is not None:
                 policy.problem, policy.note = _judge(checks[policy.key], inspection)
             self._judged(policy)
+        others = self._order.stirred(key).difference(asked)
+        if others:
+            self.ask(key, others)
 
     def _own_problem(self, policy: Policy) -> Problem | None:
         """What the policies and databases by themselves forbid."""
         shared = self._registry.sharing_problem(policy)
         if shared is not None:
             return shared
+        unordered = self._order.problem(policy)
+        if unordered is not None:
+            return unordered
         database = self._registry.databases.get(policy.database_key) if policy.database_key else None
         if policy.spec is not None and database is not None and database.spec is not None:
             too_long = check_timeouts(policy.spec, limits=database.spec.limits)

@@ -11,7 +11,7 @@ from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry_class import RetryClass, retry_class
 from matview_operator.domain.slot import Slot, SlotReport, is_fresh
 from matview_operator.domain.view import ViewName
-from matview_operator.engine.attempts import Pauses
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Key
 from matview_operator.engine.registry import Policy, Registry
 

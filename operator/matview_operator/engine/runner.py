@@ -9,7 +9,7 @@ from datetime import datetime
 from random import Random
 from types import MappingProxyType
 
-from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
+from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
@@ -22,12 +22,16 @@ from matview_operator.domain.slot import Slot, SlotReport, is_stopped
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
-from matview_operator.engine.attempts import Attempts, Pauses, Step
+from matview_operator.engine.attempts import Attempts, Step
 from matview_operator.engine.budget import Budget, NoPlace
 from matview_operator.engine.flights import Flights, SharedView
+from matview_operator.engine.lines import Blame
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Executor, Key, Metrics, Secrets
 from matview_operator.engine.registry import Policy, Registry
+from matview_operator.engine.runs import run_of
 from matview_operator.engine.targets import SlotTarget, usable
+from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class SlotRunner:
         flights: Flights,
         clock: Clock,
         random: Random,
+        turns: Turns,
     ) -> None:
         self._registry = registry
         self._executor = executor
@@ -73,6 +78,7 @@ class SlotRunner:
         self._flights = flights
         self._clock = clock
         self._random = random
+        self._turns = turns
 
     async def run(
         self,
@@ -98,6 +104,7 @@ class SlotRunner:
             kept=kept,
             registry=self._registry,
             pauses=self._pauses,
+            turns=self._turns,
             metrics=self._metrics,
             clock=self._clock,
             random=self._random,
@@ -110,8 +117,9 @@ class SlotRunner:
         cut_short = False
         step: Step | None = None
         try:
-            while (step := await attempts.next()) is not None:
-                await self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where)
+            with attempts.work:
+                while (step := await attempts.next()) is not None:
+                    await self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where)
         except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
@@ -158,6 +166,10 @@ class SlotRunner:
         slot: Slot,
         where: SlotTarget,
     ) -> None:
+        blame = attempts.take(step)
+        if blame is not None:
+            attempts.skipped(step, self._skipped(policy, spec, step.views, slot, blame), blame)
+            return
         if step.results:
             where.forget()  # what leads nowhere may be another Secret's by now
         try:
@@ -176,6 +188,17 @@ class SlotRunner:
             attempts.no_place(step)
         else:
             attempts.ended(step, results)
+
+    def _skipped(
+        self, policy: Policy, spec: MatviewRefreshPolicySpec, views: Sequence[ViewSpec], slot: Slot, blame: Blame
+    ) -> Sequence[RefreshResult]:
+        problem = Problem(
+            RefreshReason.UPSTREAM_FAILED,
+            f"It reads {blame.view}, which policy {blame.policy} failed to refresh; refreshing it would only repeat "
+            "old rows.",
+        )
+        runs = [self._run_of(policy, spec, view, slot) for view in views]
+        return [self._ended(run, self._clock.now(), RefreshOutcome.SKIPPED_UPSTREAM, problem) for run in runs]
 
     async def _refresh(
         self,
@@ -228,7 +251,7 @@ class SlotRunner:
 
     def _allowed(self, policy: Policy, spec: MatviewRefreshPolicySpec, key: Key) -> MatviewDatabaseSpec:
         database = usable(self._registry.databases.get(key), key)
-        problem = self._registry.sharing_problem(policy)
+        problem = self._registry.sharing_problem(policy) or self._turns.order.problem(policy)
         if problem is not None:
             raise problem
         too_long = check_timeouts(spec, limits=database.limits)
@@ -254,25 +277,7 @@ class SlotRunner:
 
     def _run_of(self, policy: Policy, spec: MatviewRefreshPolicySpec, view: ViewSpec, slot: Slot) -> Run:
         named = self._registry.databases.get(policy.database_key) if policy.database_key else None
-        database = None if named is None else named.spec
-        limits = DatabaseLimits() if database is None else database.limits
-        return Run(
-            view=ViewName(view.schema_name, view.name),
-            tenant_id=spec.tenant_id,
-            isolation=spec.isolation,
-            tenant_setting=spec.tenant_setting,
-            concurrently=view.concurrently or spec.concurrently,
-            timeout_seconds=view.timeout_seconds or limits.timeout_seconds,
-            lock_timeout_millis=limits.lock_timeout_millis,
-            allow_superuser=database is not None and database.allow_superuser,
-            policy_uid=policy.uid,
-            slot_id=slot.id,
-            due_at=None if slot.request is not None else slot.due_at,
-            correlation_id=slot.correlation_id(policy.uid),
-            analyze=spec.analyze,
-            search_path=() if database is None else database.search_path,
-            guard=view.guard,
-        )
+        return run_of(policy, view, slot, spec=spec, database=None if named is None else named.spec)
 
     def _ended(self, run: Run, started_at: datetime, outcome: RefreshOutcome, problem: Problem) -> RefreshResult:
         return run.result(

@@ -10,9 +10,10 @@ from random import Random
 
 from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
-from matview_operator.engine.attempts import Pauses
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.flights import Flights
+from matview_operator.engine.order import Order
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import (
     Clock,
     Events,
@@ -30,6 +31,7 @@ from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.retention import Retention
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Supervisor:
         self.budget = Budget(limit_of=self._limit_of, limit_in_all=max_concurrent_refreshes)
         self.pauses = Pauses()
         self.flights = Flights(budget=self.budget, clock=clock)
+        self.order = Order(registry=registry)
+        self.turns = turns = Turns(registry=registry, order=self.order, clock=clock)
         self.reporter = Reporter(registry=registry, writer=writer, events=events, random=random, gone=self._gone)
         self.preflights = Preflights(
             registry=registry,
@@ -71,6 +75,7 @@ class Supervisor:
             reporter=self.reporter,
             clock=clock,
             judged=self._judged,
+            order=self.order,
         )
         self.agenda = Agenda(
             registry=registry,
@@ -85,6 +90,7 @@ class Supervisor:
                 flights=self.flights,
                 clock=clock,
                 random=random,
+                turns=turns,
             ),
             reporter=self.reporter,
             preflights=self.preflights,
@@ -92,6 +98,7 @@ class Supervisor:
             events=events,
             metrics=metrics,
             clock=clock,
+            turns=turns,
         )
         self.retention = Retention(
             registry=registry,
@@ -105,7 +112,8 @@ class Supervisor:
     @property
     def queue_depth(self) -> int:
         """How many slots, requests and runs are due and wait."""
-        return self.agenda.dispatcher.waiting + self.budget.waiting + self.flights.following
+        waiting = self.budget.waiting + self.flights.following + self.turns.waiting
+        return self.agenda.dispatcher.waiting + waiting
 
     def start(self) -> None:
         """Start the loops."""
@@ -149,7 +157,7 @@ class Supervisor:
         self.registry.resource_versions.pop(policy.ref.uid, None)
         self.agenda.forget(policy)
         self.reporter.forget(policy.ref)
-        self.ask_again(rivals)
+        self.ask_again(rivals | self.order.stirred(policy.database_key))
 
     def forget_database(self, database: Database) -> None:
         """Forget a deleted database; its policies say so."""

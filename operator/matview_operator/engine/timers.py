@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from matview_operator.engine.ports import Clock, Key
@@ -32,6 +33,7 @@ class Timers:
         # Entries that were replaced or cancelled stay in the heap until they surface, and are then told by _due.
         self._heap: list[tuple[datetime, Key]] = []
         self._changed = asyncio.Event()
+        self._caught_up = asyncio.Event()
         self.last_beat: datetime | None = None
         """When the loop last went round; a liveness probe looks at it."""
 
@@ -57,6 +59,14 @@ class Timers:
         """When the policy is due next."""
         return self._due.get(key)
 
+    async def caught_up(self) -> None:
+        """Wait until everything that is due has been fired; after a second it is not waited for any more."""
+        if self._is_behind():
+            self._caught_up.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_SLEEP_SECONDS):
+                    await self._caught_up.wait()
+
     async def run(self) -> None:
         """Fire entries until cancelled."""
         while True:
@@ -65,6 +75,8 @@ class Timers:
             if before is not None and before - now > _STEP_BACK:
                 self._set_back()
             self._fire_due(now)
+            if not self._is_behind():
+                self._caught_up.set()
             self._changed.clear()  # after firing, which sets it: the wait below must let others have their turn
             pause = LONGEST_SLEEP_SECONDS
             if self._heap:
@@ -74,6 +86,9 @@ class Timers:
                     await self._changed.wait()
             except TimeoutError:
                 pass
+
+    def _is_behind(self) -> bool:
+        return bool(self._heap) and self._heap[0][0] <= self._clock.now()
 
     def _fire_due(self, now: datetime) -> None:
         for _ in range(_FIRED_AT_ONCE):
