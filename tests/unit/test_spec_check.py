@@ -17,6 +17,7 @@ SPEC: dict[str, Any] = {
     "views": [{"name": "mv_realtime_revenue"}],
     "schedule": {"everySeconds": 30},
 }
+WINDOW = {"kind": "Deny", "cron": "0 8 * * *", "durationSeconds": 3600}
 
 
 def cron(expression: str, zone: str = "Etc/UTC") -> dict[str, Any]:
@@ -165,6 +166,18 @@ def test_all_problems_are_named_at_once() -> None:
         ({"sslMode": "prefer"}, "spec.sslMode: must be one of 'disable', 'require', 'verify-ca' or 'verify-full'."),
         ({"limits": {"maxConcurrentRefreshes": 0}}, "spec.limits.maxConcurrentRefreshes: must be at least 1."),
         ({"limits": {"lockTimeoutMillis": 0}}, "spec.limits.lockTimeoutMillis: must be at least 1."),
+        ({"windows": [WINDOW, WINDOW | {"cron": "0 8 * * * *"}]}, "spec.windows[1].cron: five fields are needed: minute"),
+        ({"windows": [WINDOW | {"cron": "0 25 * * *"}]}, "spec.windows[0].cron: bad hour; the fields are minute hour"),
+        ({"windows": [WINDOW | {"cron": "0 0 30 2 *"}]}, "spec.windows[0].cron: bad day-of-month;"),
+        ({"windows": [WINDOW | {"timeZone": "Mars/Olympus"}]}, "spec.windows[0].timeZone: no such time zone"),
+        ({"windows": [WINDOW | {"kind": "Perhaps"}]}, "spec.windows[0].kind: must be one of 'Allow' or 'Deny'."),
+        ({"windows": [WINDOW | {"durationSeconds": 59}]}, "spec.windows[0].durationSeconds: must be at least 60."),
+        ({"windows": [{"kind": "Deny", "cron": "0 8 * * *"}]}, "spec.windows[0].durationSeconds: is missing"),
+        ({"windows": [WINDOW] * 51}, "spec.windows: must have at most 50 entries."),
+        (
+            {"windows": [WINDOW, {"kind": "Allow", "cron": "30 8 * * *", "durationSeconds": 60}]},
+            "spec.windows: they leave no moment of a year in which a refresh may start; shorten a Deny window",
+        ),
     ],
 )
 def test_a_bad_database_has_one_problem_that_says_what_to_do(spec: dict[str, Any], message: str) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field
 from matview_operator.api.condition import Conditions
 from matview_operator.api.model import ClosedSet, CustomObject, Model, Optional
 from matview_operator.api.scalar import Count, Identifier, ObjectName, SearchPathSchema, SecretKey
+from matview_operator.api.window import Windows
 
 
 class SslMode(ClosedSet):
@@ -123,6 +124,11 @@ class MatviewDatabaseSpec(Model):
     this field has no effect."""
     limits: DatabaseLimits = DatabaseLimits()
     """Bounds for every refresh on this database, whichever policy asks for it."""
+    windows: Windows = ()
+    """When refreshes may start on this database, for scheduled and requested ones alike: at no time that a Deny
+    window covers and, if there are Allow windows, only while one of them is open. What becomes due meanwhile
+    waits, and is run once when it may start, if startingDeadlineSeconds allows. A refresh that runs when a
+    window closes it goes on to its end."""
     suspend: bool = False
     """Whether to leave this database alone altogether: no scheduled refreshes, no requested ones, no checks.
     Slots that become due meanwhile are missed. Refreshes that run at that moment are stopped on the server
