@@ -43,6 +43,7 @@ from matview_operator.domain.status import Standing, after_slot, fresh_after, wi
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import IDENTIFIER_BYTES
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.ports import Key, ObjectRef, SystemClock
 from matview_operator.engine.registry import Database as KnownDatabase
 from matview_operator.engine.registry import Policy, Registry
@@ -99,6 +100,7 @@ class Target:
             secrets=self.secrets,
             destinations=Destinations.read(["127.0.0.0/8"]),
             budget=Budget(limit_of=lambda _: 1, limit_in_all=1),
+            holds=Holds(registry=self.registry, clock=SystemClock()),
             clock=SystemClock(),
             random=Random(1),  # noqa: S311 - jitter
         )

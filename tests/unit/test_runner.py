@@ -36,6 +36,7 @@ from matview_operator.domain.destination import Destinations
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.ports import ObjectRef
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.runner import SlotRunner
@@ -62,6 +63,7 @@ class Runs:
             secrets=self.secrets,
             destinations=Destinations(),
             budget=self.budget,
+            holds=Holds(registry=self.registry, clock=self.clock),
             clock=self.clock,
             random=Random(5),  # noqa: S311 - jitter
         )

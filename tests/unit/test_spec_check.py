@@ -166,7 +166,10 @@ def test_all_problems_are_named_at_once() -> None:
         ({"sslMode": "prefer"}, "spec.sslMode: must be one of 'disable', 'require', 'verify-ca' or 'verify-full'."),
         ({"limits": {"maxConcurrentRefreshes": 0}}, "spec.limits.maxConcurrentRefreshes: must be at least 1."),
         ({"limits": {"lockTimeoutMillis": 0}}, "spec.limits.lockTimeoutMillis: must be at least 1."),
-        ({"windows": [WINDOW, WINDOW | {"cron": "0 8 * * * *"}]}, "spec.windows[1].cron: five fields are needed: minute"),
+        (
+            {"windows": [WINDOW, WINDOW | {"cron": "0 8 * * * *"}]},
+            "spec.windows[1].cron: five fields are needed: minute",
+        ),
         ({"windows": [WINDOW | {"cron": "0 25 * * *"}]}, "spec.windows[0].cron: bad hour; the fields are minute hour"),
         ({"windows": [WINDOW | {"cron": "0 0 30 2 *"}]}, "spec.windows[0].cron: bad day-of-month;"),
         ({"windows": [WINDOW | {"timeZone": "Mars/Olympus"}]}, "spec.windows[0].timeZone: no such time zone"),

@@ -23,6 +23,8 @@ class Outlook(NamedTuple):
     """Whether refreshes may start, and how long that stays so at least."""
 
     is_open: bool
+    since: datetime
+    """The instant that was asked for."""
     until: datetime
     """When it changes, or how far was looked."""
 
@@ -36,10 +38,11 @@ def outlook(windows: Sequence[Window], at: datetime) -> Outlook:
     """Whether a refresh may start at this instant, and until when that is known."""
     watched = [_Watched(window) for window in windows]
     if not _may_start(watched, at):
-        return Outlook(is_open=False, until=_opening(watched, at))
+        return Outlook(is_open=False, since=at, until=_opening(watched, at))
     closings = [window.following(at) for window in watched if window.denies]
     ends = [end for window in watched if not window.denies and (end := window.end(at)) is not None]
-    return Outlook(is_open=True, until=min([*closings, max(ends, default=at + SEARCHED), at + SEARCHED]))
+    changes = min([*closings, max(ends, default=at + SEARCHED), at + SEARCHED])
+    return Outlook(is_open=True, since=at, until=changes)
 
 
 def never_open(windows: Sequence[Window], at: datetime) -> bool:

@@ -7,7 +7,7 @@ import logging
 from datetime import datetime, timedelta
 
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
-from matview_operator.domain.conditions import Statement, Transition
+from matview_operator.domain.conditions import FRESH, WINDOW_CLOSED, Statement, Transition, statement_of
 from matview_operator.domain.slot import Slot, SlotReport, is_request_token, requested, scheduled
 from matview_operator.domain.status import (
     after_missed,
@@ -19,12 +19,14 @@ from matview_operator.domain.status import (
     with_conditions,
 )
 from matview_operator.engine.dispatcher import Dispatcher
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.ports import Clock, Events, Key, Metrics
 from matview_operator.engine.preflight import Preflights
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.runner import SlotRunner
 from matview_operator.engine.timers import Timers
+from matview_operator.engine.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Agenda:
         *,
         registry: Registry,
         runner: SlotRunner,
+        holds: Holds,
         reporter: Reporter,
         preflights: Preflights,
         events: Events,
@@ -52,25 +55,30 @@ class Agenda:
     ) -> None:
         self._registry = registry
         self._runner = runner
+        self._holds = holds
         self._reporter = reporter
         self._preflights = preflights
         self._events = events
         self._metrics = metrics
         self._clock = clock
         self.timers = Timers(clock=clock, fire=self._fire)
-        self.dispatcher = Dispatcher(clock=clock, work=self._work, superseded=self._superseded, late=self._late)
+        self.waiting = Waiting(registry=registry, holds=holds, clock=clock, wake=self._wake, request_waits=self.publish)
+        self.dispatcher = Dispatcher(
+            clock=clock, work=self._work, superseded=self._superseded, late=self._late, holds=self.waiting.holds
+        )
 
     def schedule(self, policy: Policy) -> None:
-        """Take up what is due and set the timer, or stop it where the schedule is suspended."""
+        """Take up what is due or waits and set the timer, or stop it where the schedule is suspended."""
         timetable = policy.timetable
         if timetable is None or self.is_suspended(policy):
             self.timers.cancel(policy.key)
             self.dispatcher.forget_slot(policy.key)
             return
         due = timetable.due_between(policy.taken_until, self._clock.now())
+        self.timers.set(policy.key, due.following)
         if due.newest is not None:
             self._take(policy, due.newest, count=due.slots)
-        self.timers.set(policy.key, due.following)
+        self.dispatcher.look(policy.key)
 
     def announce(self, policy: Policy) -> None:
         """Log a schedule that was loaded or changed."""
@@ -100,6 +108,9 @@ class Agenda:
         """Run the newest unseen token once; it is echoed in status.lastHandledRequest when all views have ended."""
         token = policy.request
         known = (policy.status.last_handled_request, policy.working_on, policy.refused_request)
+        if policy.held_request is not None and policy.held_request[0] != token:
+            policy.held_request = None
+            self.publish(policy)
         if token is None or policy.spec is None or token in known:
             return
         if not is_request_token(token):
@@ -124,6 +135,7 @@ class Agenda:
     def forget(self, policy: Policy) -> None:
         """Forget a deleted policy at once; what it runs is stopped on the server."""
         self.timers.cancel(policy.key)
+        self.waiting.timers.cancel(policy.key)
         self.dispatcher.forget(policy.key)
         self._metrics.policy_gone(policy.key)
 
@@ -158,6 +170,10 @@ class Agenda:
             log.exception("slot not taken up", extra={"action": "schedule", "policy": str(key)})
             self.timers.set(key, max(due, self._clock.now()) + _AFTER_A_BUG)
 
+    def _wake(self, key: Key) -> None:
+        self._fire(key, self._clock.now())  # a newer slot that is due at this very instant takes the place of the old
+        self.dispatcher.look(key)
+
     def _take(self, policy: Policy, newest: datetime, *, count: int) -> None:
         assert policy.spec is not None  # it has a timetable
         policy.taken_until = newest
@@ -172,7 +188,11 @@ class Agenda:
         if slot.request is not None:
             await self._space_requests(key)
         policy = self._registry.policies.get(key)
-        if policy is None or policy.spec is None:
+        if policy is None:
+            return
+        if slot.request is not None:
+            policy.held_request = None
+        if policy.spec is None:
             return
         if slot.request is not None:
             if slot.request != policy.request or slot.request == policy.status.last_handled_request:
@@ -234,16 +254,24 @@ class Agenda:
             # Find out now, not at the next period, whether all is well again, or whether it needs a person.
             self._preflights.ask(policy.database_key, [policy.key])
 
-    def _superseded(self, key: Key, _slot: Slot) -> None:
+    def _superseded(self, key: Key, slot: Slot) -> None:
         policy = self._registry.policies.get(key)
         if policy is not None:
             self._metrics.slots_missed(key, 1)
             policy.missed += 1  # told with the next slot's result: a write per skipped slot would be a storm
+            said = statement_of(policy.status.conditions, FRESH)
+            if self._holds.closed_until(policy) is not None and (said is None or said.reason != WINDOW_CLOSED):
+                self._tell_missed(policy, slot)  # the first one: the next result may be hours away
 
     def _late(self, key: Key, slot: Slot) -> None:
         policy = self._registry.policies.get(key)
         if policy is not None:
             self._metrics.slots_missed(key, 1)
-            status = after_missed(policy.status, count=policy.missed + 1, newest=slot.due_at)
-            policy.missed = 0
-            self._publish(policy, status, fresh=fresh_after_missed(slot.due_at))
+            policy.missed += 1
+            self._tell_missed(policy, slot)
+
+    def _tell_missed(self, policy: Policy, slot: Slot) -> None:
+        status = after_missed(policy.status, count=policy.missed, newest=slot.due_at)
+        policy.missed = 0
+        why = fresh_after_missed(slot.due_at, opens_at=self._holds.closed_until(policy))
+        self._publish(policy, status, fresh=why)

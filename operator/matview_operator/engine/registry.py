@@ -17,6 +17,7 @@ from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.sharing import sharing_problem
 from matview_operator.domain.status import Standing, views_of
 from matview_operator.domain.view import GLOBAL, TenantToken, ViewName
+from matview_operator.domain.windows import Outlook
 from matview_operator.engine.ports import Key, ObjectRef
 
 
@@ -39,6 +40,8 @@ class Policy:
     refused_request: str | None = None
     """The newest value that cannot be a request, so that it is told once."""
     working_on: str | None = None
+    held_request: tuple[str, datetime] | None = None
+    """The token of a request that waits for a window of the database, and when that opens."""
     request_begun_at: datetime | None = None
     missed: int = 0
     """Slots that a newer one superseded since the last status."""
@@ -81,6 +84,7 @@ class Policy:
             is_judged=self.is_judged,
             suspended=self.spec is not None and self.spec.suspend,
             working_on=self.working_on,
+            held_request=self.held_request,
         )
 
 
@@ -93,6 +97,8 @@ class Database:
     spec: MatviewDatabaseSpec | None
     problem: Problem | None = None
     status: MatviewDatabaseStatus
+    outlook: Outlook | None = None
+    """What its windows say of now; worked out when somebody asks."""
 
     @property
     def conditions(self) -> tuple[Condition, ...]:

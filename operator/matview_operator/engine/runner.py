@@ -24,6 +24,7 @@ from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import Budget, NoPlace
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.ports import Clock, Executor, Key, Secrets
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.targets import SlotTarget, usable
@@ -46,6 +47,10 @@ class _PolicyChanged(MatviewError):
     """The policy as it was when the slot came up is not the policy any more."""
 
 
+class _Held(MatviewError):
+    """While the slot waited for a place, the time came in which it may not be begun."""
+
+
 class SlotRunner:
     """Turns a slot into a report. Holds no state of its own between slots."""
 
@@ -57,6 +62,7 @@ class SlotRunner:
         secrets: Secrets,
         destinations: Destinations,
         budget: Budget,
+        holds: Holds,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -65,14 +71,15 @@ class SlotRunner:
         self._secrets = secrets
         self._destinations = destinations
         self._budget = budget
+        self._holds = holds
         self._clock = clock
         self._random = random
 
     async def run(self, policy: Policy, slot: Slot) -> SlotReport | None:
         """Refresh every view as the policy says now. Cancelled, it reports what was interrupted, and returns.
 
-        None if nothing came of it: no place became free before the slot's deadline, the policy changed before the
-        first view's run, or the process ends.
+        None if nothing came of it: no place became free before the slot's deadline, the policy changed or a window
+        closed before the first view's run, or the process ends.
         """
         spec = policy.spec
         assert spec is not None  # an invalid policy has no timer and no request
@@ -85,7 +92,7 @@ class SlotRunner:
         try:
             for views in _together(spec):
                 ended += await self._refresh(policy, spec, views, slot, where, first=not ended)
-        except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
+        except (NoPlace, _PolicyChanged, _Held, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
             suspended = self._suspended(policy)
@@ -132,6 +139,8 @@ class SlotRunner:
                 async with self._budget.place(key, seconds=self._remaining(slot) if bounded else None):
                     if first and self._registry.policies.get(policy.key) is not policy:
                         raise _PolicyChanged
+                    if first and self._holds.closed_until(policy) is not None:
+                        raise _Held
                     # Asked anew: while it waited, the database may have been suspended or a rival may have come.
                     database = self._allowed(policy, spec, key)
                     target = await where.of(database)

@@ -11,6 +11,7 @@ from random import Random
 from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.ports import (
     Clock,
     Events,
@@ -68,14 +69,17 @@ class Supervisor:
             clock=clock,
             judged=self._judged,
         )
+        holds = Holds(registry=registry, clock=clock)
         self.agenda = Agenda(
             registry=registry,
+            holds=holds,
             runner=SlotRunner(
                 registry=registry,
                 executor=executor,
                 secrets=secrets,
                 destinations=destinations,
                 budget=self.budget,
+                holds=holds,
                 clock=clock,
                 random=random,
             ),
@@ -103,6 +107,7 @@ class Supervisor:
         """Start the loops."""
         loops = (
             ("timers", self.agenda.timers),
+            ("waiting", self.agenda.waiting.timers),
             ("reporter", self.reporter),
             ("preflights", self.preflights),
             ("retention", self.retention),
@@ -114,8 +119,9 @@ class Supervisor:
 
     async def stop(self, *, grace_seconds: float) -> None:
         """Start nothing more, give runs the grace, then stop them on their servers; write what is left to write."""
-        timers, *others = self._tasks
+        timers, waiting, *others = self._tasks
         timers.cancel()
+        waiting.cancel()
         self.budget.close()
         await self.agenda.dispatcher.drain(seconds=grace_seconds)
         await self.reporter.flush(seconds=_FLUSH_SECONDS)
@@ -150,10 +156,11 @@ class Supervisor:
         self.registry.resource_versions.pop(database.ref.uid, None)
         self.reporter.forget(database.ref)
         policies = self.registry.policies_of(key)
-        if database.spec is not None and database.spec.suspend:
-            for policy in policies:
+        suspended = database.spec is not None and database.spec.suspend
+        for policy in policies:
+            if suspended:
                 self.agenda.resume(policy)
-                self.agenda.schedule(policy)
+            self.agenda.schedule(policy)
         self.preflights.ask(key, [policy.key for policy in policies])
 
     def ask_again(self, keys: Iterable[Key]) -> None:
