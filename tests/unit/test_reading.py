@@ -81,7 +81,12 @@ DATABASE: dict[str, Any] = {
         "sslMode": "verify-full",
         "allowSuperuser": False,
         "searchPath": ["app"],
-        "limits": {"maxConcurrentRefreshes": 2, "timeoutSeconds": 3600, "lockTimeoutMillis": 1500},
+        "limits": {
+            "maxConcurrentRefreshes": 2,
+            "minIntervalSeconds": 30,
+            "timeoutSeconds": 3600,
+            "lockTimeoutMillis": 1500,
+        },
         "windows": [{"kind": "Deny", "cron": "0 8 * * 1-5", "durationSeconds": 36000, "timeZone": "Europe/Berlin"}],
         "suspend": False,
     },

@@ -69,7 +69,8 @@ class Runs:
         )
         self.database()
 
-    def database(self, **fields: Any) -> None:
+    def database(self, *, limits: dict[str, Any] | None = None, **fields: Any) -> None:
+        fields["limits"] = {"minIntervalSeconds": 0} | (limits or {})
         data = {"host": "db", "port": "5432", "dbname": "app", "username": "mv", "password": "p"}
         self.secrets.data[key("db")] = data
         spec = MatviewDatabaseSpec.model_validate({"secretRef": {"name": "db"}, "sslMode": "disable"} | fields)

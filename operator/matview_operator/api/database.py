@@ -77,6 +77,10 @@ class DatabaseLimits(Model):
     max_concurrent_refreshes: Annotated[int, Field(ge=1, le=100)] = 2
     """How many views of this database may be refreshed at the same time. More than the server has idle cores
     rarely helps: a refresh is as heavy as the view's query."""
+    min_interval_seconds: Annotated[int, Field(ge=0, le=86_400)] = 10
+    """How many seconds lie at least between the starts of two scheduled refreshes of one view, whatever its
+    policies' schedules say. A slot that comes sooner waits so long; if a newer one comes meanwhile, it is
+    missed. Requested refreshes do not wait. 0 is no bound."""
     timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 3600
     """The longest that one refresh may take, in seconds; then it is cancelled, and the view keeps its old
     rows. Also the most that a view's own timeoutSeconds may ask for."""

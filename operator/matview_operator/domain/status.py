@@ -113,8 +113,11 @@ def fresh_after(report: SlotReport) -> Statement:
     )
 
 
-def fresh_after_missed(newest: datetime, *, opens_at: datetime | None = None) -> Statement:
-    """What Fresh says when the newest due slot was not run, and why: a closed window opens at `opens_at`."""
+def fresh_after_missed(newest: datetime, *, opens_at: datetime | None = None, paced: bool = False) -> Statement:
+    """What Fresh says when the newest due slot was not run, and why.
+
+    A closed window opens at `opens_at`; `paced` means that the least interval was not over.
+    """
     if opens_at is not None:
         return Statement(
             FRESH,
@@ -127,7 +130,8 @@ def fresh_after_missed(newest: datetime, *, opens_at: datetime | None = None) ->
         FRESH,
         "False",
         "SlotMissed",
-        f"The slot of {_shown(newest)} was missed: it was later than startingDeadlineSeconds allows.",
+        f"The slot of {_shown(newest)} was missed: it was later than startingDeadlineSeconds allows."
+        + (" It had to wait for limits.minIntervalSeconds of the MatviewDatabase." if paced else ""),
     )
 
 

@@ -273,5 +273,6 @@ class Agenda:
     def _tell_missed(self, policy: Policy, slot: Slot) -> None:
         status = after_missed(policy.status, count=policy.missed, newest=slot.due_at)
         policy.missed = 0
-        why = fresh_after_missed(slot.due_at, opens_at=self._holds.closed_until(policy))
+        opens_at, paced = self._holds.closed_until(policy), self._holds.paced_until(policy, slot)
+        why = fresh_after_missed(slot.due_at, opens_at=opens_at, paced=paced is not None)
         self._publish(policy, status, fresh=why)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -153,6 +153,10 @@ class Registry:
             if problem is not None:
                 return problem
         return None
+
+    def named_views(self) -> KeysView[tuple[Key, ViewName]]:
+        """The views that policies name, each with its database."""
+        return self._by_view.keys()
 
     def rivals(self, policy: Policy) -> set[Key]:
         """The policies under another lock token that name one of its views."""

@@ -137,10 +137,8 @@ class SlotRunner:
             try:
                 self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
                 async with self._budget.place(key, seconds=self._remaining(slot) if bounded else None):
-                    if first and self._registry.policies.get(policy.key) is not policy:
-                        raise _PolicyChanged
-                    if first and self._holds.closed_until(policy) is not None:
-                        raise _Held
+                    if first:
+                        self._may_begin(policy, slot, held)
                     # Asked anew: while it waited, the database may have been suspended or a rival may have come.
                     database = self._allowed(policy, spec, key)
                     target = await where.of(database)
@@ -157,6 +155,7 @@ class SlotRunner:
                 if not held or self._budget.closed:
                     raise
                 return held
+            self._holds.ended(key, zip((run.view for run in runs), results, strict=True), slot=slot)
             tries += 1
             remaining = self._remaining(slot)
             if remaining <= 0 or not any(result.outcome in _TRY_AGAIN for result in results):
@@ -177,6 +176,14 @@ class SlotRunner:
             seconds = group_timeout(spec, limits=database.limits)
             return await self._executor.refresh_group(target=target, runs=runs, timeout_seconds=seconds)
         return (await self._executor.refresh(target=target, run=runs[0]),)
+
+    def _may_begin(self, policy: Policy, slot: Slot, held: Sequence[RefreshResult]) -> None:
+        """Raises _PolicyChanged, _Held, or NoPlace if what became of a COMMIT is to be told rather than left open."""
+        if self._registry.policies.get(policy.key) is not policy:
+            raise _PolicyChanged
+        unknown = any(result.outcome is RefreshOutcome.UNKNOWN for result in held)
+        if self._holds.until(policy, slot, begun=unknown) is not None:
+            raise NoPlace if unknown else _Held
 
     def _remaining(self, slot: Slot) -> float:
         return (slot.deadline - self._clock.now()).total_seconds()

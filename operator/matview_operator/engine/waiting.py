@@ -37,7 +37,7 @@ class Waiting:
     def holds(self, key: Key, slot: Slot) -> bool:
         """Whether it has to wait. A slot does so until its deadline at most, a request as long as it takes."""
         policy = self._registry.policies.get(key)
-        until = None if policy is None else self._holds.closed_until(policy)
+        until = None if policy is None else self._holds.until(policy, slot)
         if policy is None or until is None:
             return False
         again = until if slot.request is not None else min(until, slot.deadline + _PAST)
