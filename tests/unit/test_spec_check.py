@@ -17,6 +17,7 @@ SPEC: dict[str, Any] = {
     "views": [{"name": "mv_realtime_revenue"}],
     "schedule": {"everySeconds": 30},
 }
+WINDOW = {"kind": "Deny", "cron": "0 8 * * *", "durationSeconds": 3600}
 
 
 def cron(expression: str, zone: str = "Etc/UTC") -> dict[str, Any]:
@@ -186,6 +187,21 @@ def test_all_problems_are_named_at_once() -> None:
         (
             {"inventory": {"checkIntervalSeconds": 29}},
             "spec.inventory.checkIntervalSeconds: must be at least 30.",
+        ),
+        (
+            {"windows": [WINDOW, WINDOW | {"cron": "0 8 * * * *"}]},
+            "spec.windows[1].cron: five fields are needed: minute",
+        ),
+        ({"windows": [WINDOW | {"cron": "0 25 * * *"}]}, "spec.windows[0].cron: bad hour; the fields are minute hour"),
+        ({"windows": [WINDOW | {"cron": "0 0 30 2 *"}]}, "spec.windows[0].cron: bad day-of-month;"),
+        ({"windows": [WINDOW | {"timeZone": "Mars/Olympus"}]}, "spec.windows[0].timeZone: no such time zone"),
+        ({"windows": [WINDOW | {"kind": "Perhaps"}]}, "spec.windows[0].kind: must be one of 'Allow' or 'Deny'."),
+        ({"windows": [WINDOW | {"durationSeconds": 59}]}, "spec.windows[0].durationSeconds: must be at least 60."),
+        ({"windows": [{"kind": "Deny", "cron": "0 8 * * *"}]}, "spec.windows[0].durationSeconds: is missing"),
+        ({"windows": [WINDOW] * 51}, "spec.windows: must have at most 50 entries."),
+        (
+            {"windows": [WINDOW, {"kind": "Allow", "cron": "30 8 * * *", "durationSeconds": 60}]},
+            "spec.windows: they leave no moment of a year in which a refresh may start; shorten a Deny window",
         ),
     ],
 )

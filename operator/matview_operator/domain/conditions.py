@@ -21,6 +21,9 @@ BLOCKING = "BlockingRefresh"
 LEDGER_NOT_USED = "LedgerNotUsed"
 """Ready, but a ledger that is there makes no slot happen exactly once."""
 
+WINDOW_CLOSED = "WindowClosed"
+"""Not fresh, because a slot fell in a time when no refresh may start on its database."""
+
 _WARNINGS = frozenset({BLOCKING, LEDGER_NOT_USED, RefreshReason.VULNERABLE_SERVER.value})
 """Reasons of a True condition that are to be seen nevertheless."""
 

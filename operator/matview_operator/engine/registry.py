@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -18,6 +18,7 @@ from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.sharing import sharing_problem
 from matview_operator.domain.status import Standing, views_of
 from matview_operator.domain.view import GLOBAL, TenantToken, ViewName
+from matview_operator.domain.windows import Outlook
 from matview_operator.engine.ports import Key, ObjectRef
 
 
@@ -40,6 +41,8 @@ class Policy:
     refused_request: str | None = None
     """The newest value that cannot be a request, so that it is told once."""
     working_on: str | None = None
+    held_request: tuple[str, datetime] | None = None
+    """The token of a request that waits for a window of the database, and when that opens."""
     request_begun_at: datetime | None = None
     missed: int = 0
     """Slots that a newer one superseded since the last status."""
@@ -87,6 +90,7 @@ class Policy:
             is_judged=self.is_judged,
             suspended=self.spec is not None and self.spec.suspend,
             working_on=self.working_on,
+            held_request=self.held_request,
         )
 
 
@@ -99,6 +103,8 @@ class Database:
     spec: MatviewDatabaseSpec | None
     problem: Problem | None = None
     status: MatviewDatabaseStatus
+    outlook: Outlook | None = None
+    """What its windows say of now; worked out when somebody asks."""
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -182,6 +188,10 @@ class Registry:
             if problem is not None:
                 return problem
         return None
+
+    def named_views(self) -> KeysView[tuple[Key, ViewName]]:
+        """The views that policies name, each with its database."""
+        return self._by_view.keys()
 
     def rivals(self, policy: Policy) -> set[Key]:
         """The policies under another lock token that name one of its views."""
