@@ -45,7 +45,8 @@ DOTTED = "tenantSetting takes the name of a setting with a dot, as in app.curren
 RESERVED = "tenantSetting must not be app.execution_context, which the operator sets itself"
 OWN_SCHEMAS = "searchPath takes schemas of yours: pg_catalog comes first and pg_temp last anyway, and $user is none"
 NO_GROUP = "consistency Group and concurrently Never exclude each other: readers would wait for the whole group"
-ONE_SCHEDULE = "write exactly one of schedule.cron and schedule.everySeconds"
+ONE_SCHEDULE = "write exactly one of schedule.cron, schedule.everySeconds and schedule.maxStalenessSeconds"
+NO_JITTER = "jitterSeconds and schedule.maxStalenessSeconds exclude each other: its slots are spread by themselves"
 SHORT_JITTER = "jitterSeconds must be no more than schedule.everySeconds"
 SHORT_BACKOFF = "retry.backoffSeconds must not be more than retry.maxBackoffSeconds: raise the one or lower the other"
 ONE_GUARD = "write at least one of guard.minRows, guard.maxRowLossPercent and guard.keepTenants"
@@ -78,7 +79,10 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", {"tenantSetting": "app.tenant id"}, DOTTED),
     ("MatviewRefreshPolicy", {"tenantSetting": "app.execution_context"}, RESERVED),
     ("MatviewRefreshPolicy", {"tenantSetting": "App.EXECUTION_context"}, RESERVED),
+    ("MatviewRefreshPolicy", {"schedule": {"cron": "* * * * *", "maxStalenessSeconds": 30}}, ONE_SCHEDULE),
+    ("MatviewRefreshPolicy", {"schedule": {"everySeconds": 30, "maxStalenessSeconds": 30}}, ONE_SCHEDULE),
     ("MatviewRefreshPolicy", {"schedule": {"everySeconds": 30}, "jitterSeconds": 31}, SHORT_JITTER),
+    ("MatviewRefreshPolicy", {"schedule": {"maxStalenessSeconds": 30}, "jitterSeconds": 1}, NO_JITTER),
     ("MatviewRefreshPolicy", {"consistency": "Group", "concurrently": "Never"}, NO_GROUP),
     ("MatviewRefreshPolicy", {"retry": {"backoffSeconds": 700}}, SHORT_BACKOFF),
     ("MatviewRefreshPolicy", {"retry": {"maxBackoffSeconds": 9}}, SHORT_BACKOFF),

@@ -54,12 +54,22 @@ GOOD: list[dict[str, Any]] = [
     cron("0 * * * *") | {"jitterSeconds": 3600},
     cron("30 2 * * SUN") | {"jitterSeconds": 86_400},
     {"schedule": {"everySeconds": 5}, "jitterSeconds": 5},
+    {"schedule": {"maxStalenessSeconds": 10}},
     {"fromTheFuture": {"a": 1}},
 ]
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"schedule": {}}, "spec.schedule: write cron or everySeconds"),
+    ({"schedule": {}}, "spec.schedule: write cron, everySeconds or maxStalenessSeconds"),
     ({"schedule": {"cron": "* * * * *", "everySeconds": 5}}, "spec.schedule: cron and everySeconds exclude each other"),
+    (
+        {"schedule": {"maxStalenessSeconds": 60, "everySeconds": 5}},
+        "spec.schedule: everySeconds and maxStalenessSeconds exclude each other",
+    ),
+    ({"schedule": {"maxStalenessSeconds": 9}}, "spec.schedule.maxStalenessSeconds: must be at least 10."),
+    (
+        {"schedule": {"maxStalenessSeconds": 60}, "jitterSeconds": 1},
+        "spec.jitterSeconds: maxStalenessSeconds has",
+    ),
     ({"schedule": {"everySeconds": 4}}, "spec.schedule.everySeconds: must be at least 5."),
     ({"schedule": {"everySeconds": "often"}}, "spec.schedule.everySeconds: must be a whole number."),
     ({"schedule": "hourly"}, "spec.schedule: must be an object with fields."),
@@ -227,4 +237,6 @@ def test_a_view_may_not_ask_for_more_time_than_its_database_allows() -> None:
 
 def test_an_object_stored_before_a_rule_is_checked_by_the_operator_alone() -> None:
     spec = MatviewRefreshPolicySpec.model_validate(SPEC | {"schedule": {}})
-    assert check_policy(spec) == ["spec.schedule: write cron or everySeconds; one of them is needed."]
+    assert check_policy(spec) == [
+        "spec.schedule: write cron, everySeconds or maxStalenessSeconds; one of them is needed."
+    ]

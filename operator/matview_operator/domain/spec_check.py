@@ -66,11 +66,18 @@ def check_database(spec: MatviewDatabaseSpec) -> list[str]:
 
 
 def _schedule(schedule: Schedule) -> Iterator[str]:
-    match schedule.cron, schedule.every_seconds:
-        case None, None:
-            yield "spec.schedule: write cron or everySeconds; one of them is needed."
-        case str(), int():
-            yield "spec.schedule: cron and everySeconds exclude each other; remove one."
+    ways = {
+        "cron": schedule.cron,
+        "everySeconds": schedule.every_seconds,
+        "maxStalenessSeconds": schedule.max_staleness_seconds,
+    }
+    match [name for name, value in ways.items() if value is not None]:
+        case []:
+            yield "spec.schedule: write cron, everySeconds or maxStalenessSeconds; one of them is needed."
+        case [_]:
+            pass
+        case several:
+            yield f"spec.schedule: {' and '.join(several)} exclude each other; leave one."
     if schedule.cron is not None and (problem := _cron_problem(schedule.cron)):
         yield f"spec.schedule.cron: {problem}"
     if not _is_known_zone(schedule.time_zone):
@@ -106,6 +113,9 @@ def _cron_problem(cron: str) -> str | None:
 
 def _jitter(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
     every, cron = spec.schedule.every_seconds, spec.schedule.cron
+    if spec.schedule.max_staleness_seconds is not None and spec.jitter_seconds > 0:
+        yield "spec.jitterSeconds: maxStalenessSeconds has slots that are spread by themselves; remove it."
+        return
     if every is not None:
         shortest = every
     elif cron is not None and _cron_problem(cron) is None:

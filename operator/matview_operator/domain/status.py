@@ -27,6 +27,7 @@ from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import FAILURES, RefreshResult
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.slot import SlotReport, is_fresh, is_stopped
+from matview_operator.domain.staleness import StalenessTarget
 from matview_operator.domain.view import ViewName
 
 _NOT_YET_RUN = Statement(FRESH, "Unknown", "NotYetRun", "No slot has ended yet; the first is at status.nextSlotTime.")
@@ -157,7 +158,7 @@ def with_conditions(
     status: MatviewRefreshPolicyStatus,
     standing: Standing,
     *,
-    timetable: Timetable | None,
+    timetable: Timetable | StalenessTarget | None,
     next_slot: datetime | None,
     now: datetime,
     fresh: Statement | None = None,
@@ -167,6 +168,9 @@ def with_conditions(
         *_readiness(status, standing),
         fresh or statement_of(status.conditions, FRESH) or _NOT_YET_RUN,
     ]
+    missed = timetable.missed() if isinstance(timetable, StalenessTarget) else None
+    if missed is not None:
+        statements.append(missed)
     if standing.working_on is not None:
         statements.append(
             Statement(RECONCILING, "True", "RefreshRequested", f"Working on request {standing.working_on}.")

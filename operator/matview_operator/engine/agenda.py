@@ -10,6 +10,7 @@ from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.clock_jump import believed
 from matview_operator.domain.conditions import FRESH, WINDOW_CLOSED, Statement, Transition, statement_of
 from matview_operator.domain.slot import Slot, SlotReport, is_request_token, requested, scheduled
+from matview_operator.domain.staleness import StalenessTarget
 from matview_operator.domain.status import (
     after_missed,
     after_slot,
@@ -98,6 +99,11 @@ class Agenda:
             self.dispatcher.forget_slot(policy.key)
             return
         now = self._clock.now()
+        if isinstance(timetable, StalenessTarget):
+            if self.dispatcher.is_busy(policy.key):
+                self.timers.set(policy.key, timetable.after_run(now))  # `_retime` knows better when it has ended
+                return
+            policy.taken_until = min(policy.taken_until, now)  # rows grow old by a clock that was set back, too
         policy.taken_until = believed(policy.taken_until, now=now)
         due = timetable.due_between(policy.taken_until, now)
         self.timers.set(policy.key, due.following)
@@ -186,7 +192,7 @@ class Agenda:
             with_conditions(
                 status,
                 policy.standing(),
-                timetable=policy.timetable,
+                timetable=policy.timetable_by(status),
                 next_slot=self.timers.due(policy.key),
                 now=self._clock.now(),
                 fresh=fresh,
@@ -310,11 +316,19 @@ class Agenda:
         spec = policy.spec or begun_as.spec
         assert spec is not None  # else it would not have begun
         status = for_views(after_slot(status, report, history_limit=spec.history_limit), views_of(spec))
+        self._retime(policy, status)
         self._publish(policy, status, fresh=fresh_after(report))
         recovered = report.fresh and policy.problem is not None
         if (recovered or (report.failed and status.consecutive_failures == 1)) and policy.database_key is not None:
             # Find out now, not at the next period, whether all is well again, or whether it needs a person.
             self._preflights.ask(policy.database_key, [policy.key])
+
+    def _retime(self, policy: Policy, status: MatviewRefreshPolicyStatus) -> None:
+        """Set the timer of a policy with a target: its next slot follows from what has just ended."""
+        target = policy.timetable_by(status)
+        if isinstance(target, StalenessTarget) and not self.is_suspended(policy):
+            policy.taken_until = self._clock.now()
+            self.timers.set(policy.key, target.next_after(policy.taken_until))
 
     def _superseded(self, key: Key, slot: Slot) -> None:
         policy = self._registry.policies.get(key)
@@ -335,6 +349,7 @@ class Agenda:
     def _tell_missed(self, policy: Policy, slot: Slot) -> None:
         status = after_missed(policy.status, count=policy.missed, newest=slot.due_at)
         policy.missed = 0
+        self._retime(policy, status)
         opens_at, paced = self._holds.closed_until(policy), self._holds.paced_until(policy, slot)
         why = fresh_after_missed(slot.due_at, opens_at=opens_at, paced=paced is not None)
         self._publish(policy, status, fresh=why)

@@ -83,6 +83,10 @@ class Dispatcher:
             lane.slot = slot
         self._pump(key, lane)
 
+    def is_busy(self, key: Key) -> bool:
+        """Whether the policy has something in flight or waiting."""
+        return key in self._lanes
+
     def forget_slot(self, key: Key) -> None:
         """Drop the waiting slot: its schedule is no longer the policy's."""
         if key in self._lanes:

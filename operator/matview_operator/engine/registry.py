@@ -16,6 +16,7 @@ from matview_operator.domain.errors import Problem
 from matview_operator.domain.jitter import delay
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.sharing import sharing_problem
+from matview_operator.domain.staleness import StalenessTarget, staleness_target
 from matview_operator.domain.status import Standing, views_of
 from matview_operator.domain.view import GLOBAL, TenantToken, ViewName
 from matview_operator.domain.windows import Outlook
@@ -65,10 +66,16 @@ class Policy:
         return None if self.spec is None else Key(self.ref.key.namespace, self.spec.database_ref.name)
 
     @property
-    def timetable(self) -> Timetable | None:
+    def timetable(self) -> Timetable | StalenessTarget | None:
         """Its slots; None while the spec is invalid."""
+        return self.timetable_by(self.status)
+
+    def timetable_by(self, status: MatviewRefreshPolicyStatus) -> Timetable | StalenessTarget | None:
+        """Its slots when this is its status, from which those of a target follow."""
         if self.spec is None:
             return None
+        if self.spec.schedule.max_staleness_seconds is not None:
+            return staleness_target(self.spec.schedule.max_staleness_seconds, spec=self.spec, status=status)
         jitter = self.spec.jitter_seconds
         return Timetable(
             schedule=self.spec.schedule, jitter_seconds=jitter, delay=delay(self.uid, jitter_seconds=jitter)
