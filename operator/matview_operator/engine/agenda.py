@@ -102,6 +102,7 @@ class Agenda:
         if isinstance(timetable, StalenessTarget):
             if self.dispatcher.is_busy(policy.key):
                 self.timers.set(policy.key, timetable.after_run(now))  # `_retime` knows better when it has ended
+                self.dispatcher.look(policy.key)
                 return
             policy.taken_until = min(policy.taken_until, now)  # rows grow old by a clock that was set back, too
         policy.taken_until = believed(policy.taken_until, now=now)
