@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _BETWEEN_REQUESTS = timedelta(seconds=1)
 """Of one policy: whoever may annotate it could otherwise have it refreshed, and written, without a pause."""
 _AFTER_A_BUG = timedelta(seconds=60)
-_WORTH_TELLING = timedelta(seconds=5)
+_WORTH_TELLING_SECONDS = 5.0
 """A shorter wait for another attempt is over before anybody reads of it."""
 
 
@@ -205,8 +205,8 @@ class Agenda:
             policy,
             slot,
             newer=lambda: self.dispatcher.has_newer(key),
-            waits=lambda step: self._waits(key, step),
-            kept=self._recoveries.kept(key, slot),
+            waits=lambda step, seconds: self._waits(key, step, seconds),
+            former=self._recoveries.former(key, slot),
         )
         current = self._registry.policies.get(key)
         if current is None or current.ref.uid != policy.ref.uid:
@@ -216,15 +216,19 @@ class Agenda:
         else:
             self._finished(current, report, begun_as=policy)
             self._recoveries.ended(key, report, begun=begun)
+            if report.failed and current.database_key is not None and self._recoveries.begun(current)[1:] != begun[1:]:
+                # The look that followed the change found the slot still at work.
+                self._preflights.ask(current.database_key, [key])
 
-    def _waits(self, key: Key, step: Step) -> None:
+    def _waits(self, key: Key, step: Step, seconds: float) -> None:
         """Tell of a longer wait for another attempt, once: Fresh that is False already says enough."""
-        policy, now = self._registry.policies.get(key), self._clock.now()
-        if policy is None or step.due_at is None or step.due_at - now < _WORTH_TELLING:
+        policy = self._registry.policies.get(key)
+        if policy is None or seconds < _WORTH_TELLING_SECONDS:
             return
         fresh = statement_of(policy.status.conditions, FRESH)
         if fresh is None or fresh.status != "False":
-            self.publish(policy, fresh=fresh_until_retry(step.results, retry_at=step.due_at))
+            retry_at = self._clock.now() + timedelta(seconds=seconds)
+            self.publish(policy, fresh=fresh_until_retry(step.results, retry_at=retry_at))
 
     async def _space_requests(self, key: Key) -> None:
         """Wait until the policy's last request is a second old; of those that come meanwhile the newest is run."""
@@ -251,9 +255,9 @@ class Agenda:
         return is_a_slot and not self.is_suspended(policy)
 
     def _finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy) -> None:
-        kept = self._recoveries.kept(policy.key, report.slot)
+        former = self._recoveries.former(policy.key, report.slot)
         for view, result in report.results:
-            if view not in kept:
+            if former.get(view) is not result:
                 self._metrics.run_ended(policy.key, result)
         if report.slot.request is not None:
             policy.working_on = None

@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from random import Random
 from typing import assert_never
 
@@ -17,7 +17,7 @@ from matview_operator.api.view import ViewSpec
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.retry_class import RetryClass, retry_class, retry_pause
-from matview_operator.domain.slot import Slot
+from matview_operator.domain.slot import Slot, is_fresh
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import NoPlace
 from matview_operator.engine.ports import Clock, Key, Metrics
@@ -65,8 +65,8 @@ class Step:
     """Views that are refreshed together, or one, and what came of it so far."""
 
     views: Sequence[ViewSpec]
-    due_at: datetime | None = None
-    """When it is tried once more; None before the first attempt."""
+    due: float | None = None
+    """When it is tried once more, in the loop's time, which nobody sets back; None before the first attempt."""
     results: Sequence[RefreshResult] = ()
     """Of the newest attempt."""
     kind: RetryClass | None = None
@@ -99,18 +99,17 @@ class Attempts:
         policy: Policy,
         slot: Slot,
         *,
-        kept: Mapping[ViewName, RefreshResult],
+        former: Mapping[ViewName, RefreshResult],
         registry: Registry,
         pauses: Pauses,
         metrics: Metrics,
         clock: Clock,
         random: Random,
         newer: Callable[[], bool],
-        waits: Callable[[Step], None],
+        waits: Callable[[Step, float], None],
     ) -> None:
-        """`newer` says whether newer work of the policy is due; `waits` is told before nothing is left but waiting.
-
-        Views of which something is `kept` are not tried at all.
+        """`newer` says whether newer work of the policy is due; `waits` is told what waits if nothing else is left, and
+        for how many seconds. Of a slot that is run again, `former` is how it ended: what succeeded is not tried.
         """
         assert policy.spec is not None  # an invalid policy has no timer and no request
         self._policy = policy
@@ -125,10 +124,11 @@ class Attempts:
         self._retry = policy.spec.retry
         self.steps = [Step(views=views) for views in _together(policy.spec)]
         for step in self.steps:
-            known = [kept.get(ViewName(view.schema_name, view.name)) for view in step.views]
-            results = [result for result in known if result is not None]
-            if len(results) == len(known):
-                step.results, step.over = results, True
+            told = [former.get(ViewName(view.schema_name, view.name)) for view in step.views]
+            known = [result for result in told if result is not None]
+            step.tries = max((result.attempts for result in known), default=0)
+            if all(result is not None and is_fresh(result.outcome) for result in told):
+                step.results, step.over = known, True
         timetable = policy.timetable
         self._ends_at = None if slot.request or timetable is None else timetable.next_after(slot.due_at)
         self.began_at: datetime | None = None
@@ -139,19 +139,23 @@ class Attempts:
         while True:
             self._give_up()
             left = [step for step in self.steps if not step.over]
-            now = self._clock.now()
-            ready = next((step for step in left if step.due_at is None or step.due_at <= now), None)
-            if ready is not None or not left:
+            if not left:
+                return None
+            now = asyncio.get_running_loop().time()
+            ready = next((step for step in left if step.due is None or step.due <= now), None)
+            if ready is not None:
+                if ready.results:
+                    self._count(ready)
                 return ready
             if self._pauses.closed:
                 raise NoPlace
-            soonest = min(left, key=_due_at)
+            due, soonest = min(((step.due or now, step) for step in left), key=lambda each: each[0])
             if soonest.kind is not RetryClass.LADDER:
-                self._waits(soonest)
-            if await self._pauses.sleep(self._policy.key, seconds=(_due_at(soonest) - now).total_seconds()):
+                self._waits(soonest, due - now)
+            if await self._pauses.sleep(self._policy.key, seconds=due - now):
                 for step in left:
                     if step.kind is not RetryClass.LADDER:
-                        step.due_at = self._clock.now()
+                        step.due = now
 
     def seconds_for_a_place(self, step: Step) -> float | None:
         """How long the step may wait for a place: a slot is begun in time, and what waits again is not left hanging."""
@@ -171,8 +175,7 @@ class Attempts:
         if pause is None:
             step.over = True
             return
-        step.due_at = self._clock.now() + timedelta(seconds=pause)
-        self._count(step, pause)
+        step.due = asyncio.get_running_loop().time() + pause
 
     def no_place(self, step: Step) -> None:
         """Leave it at the newest results: no place became free for another attempt in time."""
@@ -207,21 +210,19 @@ class Attempts:
                 step.retries += 1
                 return pause
 
-    def _count(self, step: Step, pause: float) -> None:
+    def _count(self, step: Step) -> None:
         failed = next(result for result in step.results if retry_class([result]) is step.kind)
         assert failed.error_type is not None  # else it would be of no class that is tried again
         self._metrics.retried(self._policy.key, failed.error_type)
         log.info(
-            "%s is tried again in %.1f s",
+            "%s is tried again",
             failed.view_name,
-            pause,
             extra={
                 "action": "retry",
                 "policy": str(self._policy.key),
                 "correlation_id": failed.correlation_id,
                 "view_name": failed.view_name,
                 "reason": failed.error_type.value,
-                "seconds": round(pause, 3),
                 "retry": step.retries,
                 "limit": self._retry.limit,
             },
@@ -232,21 +233,16 @@ class Attempts:
         changed = self._registry.policies.get(self._policy.key) is not self._policy
         newer = self._newer()
         for step in self.steps:
-            if step.over or step.due_at is None or step.kind is RetryClass.LADDER:
+            if step.over or step.due is None or step.kind is RetryClass.LADDER:
                 continue
             if changed or (newer and (self._slot.request is None or step.hurried)):
                 step.over = True
             elif newer:
                 # The slot that waits behind a request would try the same now. It is not kept from it for longer.
-                step.hurried, step.due_at = True, self._clock.now()
+                step.hurried, step.due = True, 0.0
 
     def _until(self, instant: datetime) -> float:
         return (instant - self._clock.now()).total_seconds()
-
-
-def _due_at(step: Step) -> datetime:
-    assert step.due_at is not None  # it waits
-    return step.due_at
 
 
 def _together(spec: MatviewRefreshPolicySpec) -> list[Sequence[ViewSpec]]:

@@ -77,14 +77,13 @@ class SlotRunner:
         slot: Slot,
         *,
         newer: Callable[[], bool] = lambda: False,
-        waits: Callable[[Step], None] = lambda _: None,
-        kept: Mapping[ViewName, RefreshResult] = MappingProxyType({}),
+        waits: Callable[[Step, float], None] = lambda *_: None,
+        former: Mapping[ViewName, RefreshResult] = MappingProxyType({}),
     ) -> SlotReport | None:
         """Refresh every view as the policy says now. Cancelled, it reports what was interrupted, and returns.
 
-        `newer` and `waits` are those of Attempts; what is `kept` of an earlier run of the slot is not run again. None
-        if nothing came of it: no place became free before the slot's deadline, the policy changed before the first
-        view's run, or the process ends.
+        `newer`, `waits` and `former` are those of Attempts. None if nothing came of it: no place became free before the
+        slot's deadline, the policy changed before the first view's run, or the process ends.
         """
         spec, key = policy.spec, policy.database_key
         assert spec is not None  # an invalid policy has no timer and no request
@@ -92,7 +91,7 @@ class SlotRunner:
         attempts = Attempts(
             policy,
             slot,
-            kept=kept,
+            former=former,
             registry=self._registry,
             pauses=self._pauses,
             metrics=self._metrics,
