@@ -76,7 +76,7 @@ class PrometheusMetrics:
         )
         self._retries = Counter(
             "matview_retries",
-            "Attempts at a view that were to be made again in the same slot, by the reason why.",
+            "Attempts at a view that were made again in the same slot, by the reason why.",
             (*_PLACE, "reason"),
             registry=self.registry,
         )
@@ -108,7 +108,7 @@ class PrometheusMetrics:
         self._missed.labels(*key).inc(count)
 
     def retried(self, key: Key, reason: RefreshReason) -> None:
-        """Count an attempt that is to be made again."""
+        """Count an attempt that is made again."""
         self._retried[key].add(reason.value)
         self._retries.labels(*key, reason.value).inc()
 

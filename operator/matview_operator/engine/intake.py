@@ -61,7 +61,7 @@ class Intake:
         agenda.schedule(policy)
         agenda.announce(policy)
         if policy.database_key is None:
-            agenda.publish(policy)
+            agenda.chronicle.publish(policy)
         if former is not None and former.database_key != policy.database_key:
             rivals |= self._supervisor.order.stirred(former.database_key)
         self._supervisor.ask_again({policy.key} | rivals | self._registry.rivals(policy))
@@ -176,7 +176,7 @@ class Intake:
         """Whether slots before now are none of the policy's: its schedule is new, or was suspended or unreadable."""
         if former.spec is None or policy.spec is None or _plan(former.spec) != _plan(policy.spec):
             return True
-        suspended = self._supervisor.agenda.is_suspended
+        suspended = self._supervisor.registry.is_suspended
         return suspended(former) and not suspended(policy)
 
 
