@@ -29,7 +29,7 @@ VIEWS = 1000
 ROWS = 100
 PLACES = 2
 ENDED_BEFORE = 50
-ROUNDS = 5
+ROUNDS = 3
 SINGLE = "single"
 BESIDE = {
     "nobody": None,
