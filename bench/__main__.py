@@ -6,10 +6,11 @@ import asyncio
 
 import click
 
-from bench import executor, guard, ledger, throughput
+from bench import executor, fairness, guard, ledger, throughput
 
 BENCHMARKS = {
     "executor": executor.measure,
+    "fairness": fairness.measure,
     "guard": guard.measure,
     "throughput": throughput.measure,
     "ledger": ledger.measure,
@@ -21,8 +22,9 @@ BENCHMARKS = {
 def main(names: tuple[str, ...]) -> None:
     """Measure on servers of their own, print tables, and write bench/results.
 
-    NAME is a benchmark, or none for all of them: executor (a run against a bare REFRESH), guard (what its checks
-    add), throughput (runs per second, CPU time per run) and ledger (a million runs, and how they are forgotten).
+    NAME is a benchmark, or none for all of them: executor (a run against a bare REFRESH), fairness (a tenant's view
+    beside another's thousand), guard (what its checks add), throughput (runs per second, CPU time per run) and ledger
+    (a million runs, and how they are forgotten).
     Compare ratios, with nothing else running on the machine.
     """
     for name in names or BENCHMARKS:
