@@ -67,7 +67,7 @@ def after_slot(
         request=slot.request,
         outcome=worst.outcome,
         started_at=report.started_at,
-        duration_ms=round((report.ended_at - report.started_at).total_seconds() * 1000),
+        duration_ms=max(0, round((report.ended_at - report.started_at).total_seconds() * 1000)),  # a clock set back
         views=len(report.results),
         failed=report.failed,
         message=worst.error_message,
