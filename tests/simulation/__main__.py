@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from tests.simulation.simulation import prepare, simulate, simulate_all
+from tests.simulation.simulation import prepare, simulate
 
 _AT_ONCE = 50
 _SHOWN = 10
@@ -39,9 +39,8 @@ def tell(seed: int) -> int:
 def many(first: int, number: int) -> int:
     """Print which of these histories broke a promise, and how to see it."""
     begun = time.perf_counter()
-    chunks = [range(start, min(start + _AT_ONCE, first + number)) for start in range(first, first + number, _AT_ONCE)]
     with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=prepare) as processes:
-        outcomes = [outcome for chunk in processes.map(simulate_all, chunks) for outcome in chunk]
+        outcomes = [*processes.map(simulate, range(first, first + number), chunksize=_AT_ONCE)]
     broken = [outcome for outcome in outcomes if outcome.violations]
     for outcome in broken[:_SHOWN]:
         print(f"seed {outcome.seed} (make simulate SEEDS={outcome.seed}, trace {outcome.trace}):")

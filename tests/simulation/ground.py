@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from random import Random
 
 from tests.simulation.loop import VirtualLoop
-from tests.unit.ports import VirtualClock
+from tests.unit.ports import EPOCH, VirtualClock
+
+
+class Clock(VirtualClock):
+    """Tells the time of an instant once; it is asked a thousand times in each history."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._told = (-1.0, EPOCH)
+
+    def now(self) -> datetime:
+        now = self._loop.time()
+        if self._told[0] != now:
+            self._told = (now, EPOCH + timedelta(seconds=now))
+        return self._told[1] + self.set_by
 
 
 class Ground:
@@ -17,12 +32,14 @@ class Ground:
         """`told` gets every line of the trace."""
         self.loop = loop
         self.random = Random(seed)  # noqa: S311 - to be the same each time
-        self.clock = VirtualClock()
+        self.clock = Clock(loop)
         """The machines' that operators run on; it may be set."""
-        self.true_clock = VirtualClock()
+        self.true_clock = Clock(loop)
         """The API server's and the databases'."""
         self.jumped_at = -1e9
         """When the operators' clock was last set, in the loop's time."""
+        self.deaths = 0
+        """How many processes have ended."""
         self.violations: list[str] = []
         self._hash = blake2b(digest_size=8)
         self._told = told

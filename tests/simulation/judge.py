@@ -164,9 +164,13 @@ class Judge:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid} before it is due")
             if spec.suspend:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid}, which is suspended")
-        if process.supervisor.registry.sharing_problem(policy) is not None and not any(
-            self._is_news(process, POLICY, rival) for rival in process.supervisor.registry.rivals(policy)
-        ):
+        rivals = [
+            other
+            for other in process.supervisor.registry.policies.values()
+            if other.database_key == policy.database_key and other.lock_token != policy.lock_token
+            if other.spec is not None and any(view.name == run.view.name for view in other.spec.views)
+        ]
+        if rivals and not any(self._is_news(process, POLICY, rival.key) for rival in rivals):
             self._ground.violate(f"{process} refreshes {run.view} of {policy.ref.uid}, which another tenant names")
 
     def _check_waiting(self, process: Process, policy: Policy) -> None:

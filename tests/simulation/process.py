@@ -198,6 +198,7 @@ class Process:
 
     def _end(self) -> None:
         self.life.dead = True
+        self.ground.deaths += 1
         self.cluster.streams = [stream for stream in self.cluster.streams if stream.context is not self.context]
 
     def _seen(self, body: Body) -> None:

@@ -47,6 +47,10 @@ class Server:
     covered: dict[tuple[str, str], datetime] = field(default_factory=dict)
     """By view and lock token: the newest data."""
     commits: Counter[Work] = field(default_factory=Counter)
+    excused: Counter[Work] = field(default_factory=Counter)
+    """How often a commit may be repeated without a ledger: its answer got lost, or whoever had asked for it died."""
+    first_death: dict[Work, int] = field(default_factory=dict)
+    """How many processes had died when it was committed first."""
     jobs: dict[Job, None] = field(default_factory=dict)
 
     def crash(self) -> None:
@@ -134,6 +138,7 @@ class Job:
         if end == 0:
             if ground.chance(0.5):
                 self._commit()
+                server.excused.update(map(_work, self.runs))
             self._end(RefreshOutcome.UNKNOWN, RefreshReason.COMMIT_UNKNOWN)
         elif end == 1:
             self.lost()
@@ -152,6 +157,9 @@ class Job:
             if server.locks.get(view) is not self:
                 server.ground.violate(f"{view} was refreshed without its lock")
             server.commits[work] += 1
+            deaths = server.ground.deaths - server.first_death.setdefault(work, server.ground.deaths)
+            if not server.has_ledger and server.commits[work] > 1 + deaths + server.excused[work]:
+                server.ground.violate(f"{work} is committed {server.commits[work]} times")
             if server.has_ledger:
                 if server.commits[work] > 1:
                     server.ground.violate(f"the ledger holds {work} twice")

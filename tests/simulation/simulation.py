@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.simulation.ground import Ground
@@ -69,6 +70,7 @@ def simulate(seed: int, *, tell: bool = False) -> Outcome:
         loop.run_until_complete(live())
     finally:
         loop.close()
+        gc.collect()
     return Outcome(
         seed=seed,
         trace=ground.trace,
@@ -79,19 +81,25 @@ def simulate(seed: int, *, tell: bool = False) -> Outcome:
     )
 
 
-def simulate_all(seeds: Iterable[int]) -> list[Outcome]:
-    """Live through several histories, and collect their garbage."""
-    outcomes = [simulate(seed) for seed in seeds]
-    gc.collect()
-    return outcomes
-
-
-def prepare() -> None:
-    """Once per process: only errors are logged, to us; garbage is collected between histories."""
+@contextmanager
+def watched() -> Iterator[None]:
+    """Let only errors be logged, and us hear of them."""
     logger = logging.getLogger("matview_operator")
+    level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.ERROR)
     logger.propagate = False
     logger.addHandler(_ERRORS)
+    try:
+        yield
+    finally:
+        logger.removeHandler(_ERRORS)
+        logger.propagate = propagate
+        logger.setLevel(level)
+
+
+def prepare() -> None:
+    """Once per process that does nothing else."""
+    watched().__enter__()
     simulate(0)  # loads what is loaded at first use
     gc.collect()
     gc.freeze()
