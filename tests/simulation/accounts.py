@@ -62,7 +62,9 @@ class Accounts:
         if not isinstance(status, MatviewRefreshPolicyStatus):
             return
         ground, book = self._ground, self.books[ref.uid]
-        ground.tell(f"stored {ref.key} {status.last_slot_time} missed {status.missed_slots} {status.last_handled_request}")
+        ground.tell(
+            f"stored {ref.key} {status.last_slot_time} missed {status.missed_slots} {status.last_handled_request}"
+        )
         before = book.last
         if before is not None:
             if _less(status.last_slot_time, before.last_slot_time):

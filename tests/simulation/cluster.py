@@ -32,7 +32,9 @@ class Cluster:
         self.secrets = MemorySecrets()
         self.is_down = False
         self.trouble = 0.0
-        """How often a request fails, or its answer gets lost, and how often a watch does."""
+        """How often a request fails, or its answer gets lost."""
+        self.watch_trouble = 0.0
+        """How often a watch breaks, lags or repeats itself."""
         self.streams: list[Stream] = []
         self.written: Callable[[ObjectRef, Status], None] = lambda *_: None
         """Is told of each status that was stored."""
@@ -117,7 +119,7 @@ class Stream:
 
     def pass_on(self, news: str, body: Body) -> None:
         """Bring it to the process, unless the connection is broken or breaks now."""
-        ground, trouble = self._ground, self._cluster.trouble
+        ground, trouble = self._ground, self._cluster.watch_trouble
         if self._cluster.is_down or ground.chance(trouble / 2):
             self._break()
         if self._broken:

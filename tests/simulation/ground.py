@@ -17,6 +17,8 @@ class Clock(VirtualClock):
         super().__init__()
         self._loop = loop
         self._told = (-1.0, EPOCH)
+        self.set_back = False
+        """Whether it ever was."""
 
     def now(self) -> datetime:
         now = self._loop.time()
@@ -71,6 +73,7 @@ class Ground:
         """Set the operators' clock forward or back."""
         self.tell(f"the clock is set by {seconds:.0f} s")
         self.clock.set_by += timedelta(seconds=seconds)
+        self.clock.set_back |= seconds < 0
         self.jumped_at = self.now
 
     def chance(self, probability: float) -> bool:
@@ -80,4 +83,4 @@ class Ground:
     def latency(self) -> float:
         """Seconds until something on the network arrives: mostly milliseconds, sometimes a second."""
         drawn = self.random.random()
-        return 0.001 + 0.004 * drawn if drawn < 0.97 else 33.0 * (drawn - 0.97)  # noqa: PLR2004 - 0.97..1 becomes 0..1 s
+        return 0.001 + 0.004 * drawn if drawn < 0.97 else 33.0 * (drawn - 0.97)

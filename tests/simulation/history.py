@@ -13,7 +13,7 @@ from tests.simulation.judge import DATABASE, POLICY, Judge
 from tests.simulation.objects import NAMESPACES, SERVERS, Draw, place, secret_of
 from tests.simulation.process import Process
 from tests.simulation.server import Server
-from tests.simulation.verdict import pronounce
+from tests.simulation.verdict import Verdict
 
 from matview_operator.engine.ports import Key
 
@@ -29,7 +29,7 @@ class History:
         self.ground = ground
         self.cluster = Cluster(ground)
         self.accounts = Accounts(ground)
-        self.judge = Judge(ground, self.accounts)
+        self.judge = Judge(ground, accounts=self.accounts, objects=self.cluster.api.objects)
         self.cluster.written = self.accounts.stored
         draw = self._random = Random(seed)  # noqa: S311 - to be the same each time
         self.seconds = draw.choice((600, 600, 600, 600, 600, 900, 900, 1200, 3600))
@@ -38,7 +38,7 @@ class History:
         self._places = draw.choice((2, 3, 4, 32))
         self.servers = {
             host: Server(
-                ground=ground, host=host, has_ledger=draw.random() < 0.5, seconds=draw.choice((0.1, 1, 3, 10)),
+                ground=ground, host=host, has_ledger=draw.random() < 0.5, seconds=draw.choice((0.1, 1, 3, 10, 30)),
                 trouble=self._trouble,
             )
             for host in SERVERS[: draw.randrange(1, 4)]
@@ -53,11 +53,12 @@ class History:
         """Live through it, and judge the end."""
         draw, loop = self._random, self.ground.loop
         self.cluster.trouble = draw.choice((0.0, 0.0, 0.01, 0.05))
+        self.cluster.watch_trouble = draw.choice((0.0, 0.0, 0.05, 0.2))
         for namespace in self._namespaces:
             for name in self._databases:
                 self._put_database(place(namespace, name))
             for name in self._policies:
-                if draw.random() < 0.8:  # noqa: PLR2004 - four of five are there at the start
+                if draw.random() < 0.8:
                     self._put_policy(place(namespace, name))
         self.process.start()
         acts: list[Callable[[], None]] = [
@@ -78,7 +79,7 @@ class History:
         self._heal()
         await asyncio.sleep(_QUIET_SECONDS)
         self._look()
-        pronounce(self)
+        Verdict(self.ground, cluster=self.cluster, process=self.process, accounts=self.accounts).pronounce()
 
     def _new_process(self, number: int) -> Process:
         return Process(
@@ -101,7 +102,7 @@ class History:
             for view in [view for view, holder in server.locks.items() if isinstance(holder, str)]:
                 del server.locks[view]
         self._find_api()
-        self.cluster.trouble = 0.0
+        self.cluster.trouble = self.cluster.watch_trouble = 0.0
         self._go_on()
         self._restart()
 
@@ -129,7 +130,7 @@ class History:
         if (POLICY, key) in self.cluster.api.objects:
             self.ground.tell(f"{key} is deleted")
             self.cluster.api.delete(POLICY, key)
-            if self._random.random() < 0.7:  # noqa: PLR2004 - mostly it comes back
+            if self._random.random() < 0.7:
                 self.ground.loop.after(60 * self._random.random() ** 4, self._put_policy, key)
 
     def _suspend_policy(self, key: Key) -> None:
@@ -256,7 +257,7 @@ class History:
             del server.locks[view]
 
     def _set_clock(self) -> None:
-        self.ground.set_clock(self._random.choice((-3600, -120, -5, 5, 120, 3600, 40_000)))
+        self.ground.set_clock(self._random.choice((-3600, -120, -5, 5, 120, 3600, 15_000)))
 
     def _touch(self) -> None:
         """Somebody else changes an object: a status on its way meets a conflict."""

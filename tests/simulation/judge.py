@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 
 from tests.simulation.accounts import Accounts
 from tests.simulation.ground import Ground
 from tests.simulation.process import Process
 from tests.simulation.sessions import Call
+from tests.unit.memory_api import Body
 
+from matview_operator.adapters.kube.status_writer import status_document
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
@@ -24,10 +26,12 @@ DATABASE = "MatviewDatabase"
 
 _TO_ACT_SECONDS = 20.0
 """From hearing of a change until nothing is begun any more that it forbids: a Secret may be read just then."""
+_TO_READ_SECONDS = 5.0
+"""The longest that a Secret takes, between the place that was given and the call."""
 _TO_BEGIN_SECONDS = 25.0
 """From a slot's instant, or the end of what was in its way, to its begin: the longest pause for a held lock, a Secret's
 second, a clock that is looked at now and then."""
-_PLACES_IN_A_ROW = 3
+_PLACES_IN_A_ROW = 1
 """How often each view of a database may be begun while one slot waits for a place there."""
 
 _AGAIN = frozenset({RefreshOutcome.SKIPPED_LOCK_HELD, RefreshOutcome.UNKNOWN})
@@ -36,8 +40,12 @@ _AGAIN = frozenset({RefreshOutcome.SKIPPED_LOCK_HELD, RefreshOutcome.UNKNOWN})
 class Judge:
     """Watches the processes. What a process cannot know yet is not held against it."""
 
-    def __init__(self, ground: Ground, accounts: Accounts) -> None:
+    def __init__(self, ground: Ground, *, accounts: Accounts, objects: Mapping[tuple[str, Key], Body]) -> None:
+        """`objects`: as they are stored."""
         self._ground = ground
+        self._objects = objects
+        self._held: defaultdict[Process, dict[str, tuple[object, bool]]] = defaultdict(dict)
+        """By policy UID: the status at the last look, and whether it was found to be stored."""
         self._accounts = accounts
         self._done: dict[Process, set[tuple[str, str, str]]] = {}
         """Policy UID, slot id and view of what need not be done again, as the process knows."""
@@ -123,6 +131,20 @@ class Judge:
         if self._is_undisturbed(process):
             for policy in registry.policies.values():
                 self._check_waiting(process, policy)
+                self._check_stored(process, policy)
+
+    def _check_stored(self, process: Process, policy: Policy) -> None:
+        """What the engine has held for a while, and does not want to write any more, is stored."""
+        reporter, held = process.supervisor.reporter, policy.status
+        former, is_right = self._held[process].get(policy.ref.uid, (None, False))
+        if former is not held:
+            self._held[process][policy.ref.uid] = (held, False)
+        elif not is_right and policy.ref not in reporter._pending and policy.ref not in reporter._writing:
+            body = self._objects.get((POLICY, policy.key), {})
+            document = {name: value for name, value in status_document(held).items() if value is not None}
+            if body and body["metadata"]["uid"] == policy.ref.uid and document != body.get("status", {}):
+                self._ground.violate(f"the status of {policy.key} is not what the operator holds")
+            self._held[process][policy.ref.uid] = (held, True)
 
     def _known(self, process: Process) -> Sequence[Policy]:
         return [*process.supervisor.registry.policies.values()]
@@ -156,9 +178,9 @@ class Judge:
         if is_first and run.due_at is not None:
             deadline = run.due_at + timedelta(seconds=spec.starting_deadline_seconds)
             late = (self._ground.clock.now() - deadline).total_seconds()
-            waited = self._ground.now - self._ground.jumped_at
+            waited = self._ground.now - max(self._ground.jumped_at, process.disturbed_at)
             # The Secret is read after the place was given, in the last moment that may be.
-            if late > _TO_ACT_SECONDS and waited > spec.starting_deadline_seconds:
+            if late > _TO_READ_SECONDS and waited > spec.starting_deadline_seconds:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid} {late:.0f} s too late")
             if run.due_at > self._ground.clock.now() and waited > _TO_BEGIN_SECONDS:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid} before it is due")
@@ -187,7 +209,8 @@ class Judge:
             process.loaded_at or 0.0,
             ground.jumped_at,
         )
-        if ground.now - ago <= since or due <= policy.created_at or self._is_handled(process, policy, due):
+        is_old = due <= policy.created_at or (ground.clock.set_back and due <= process.heard_until)
+        if ground.now - ago <= since or is_old or self._is_handled(process, policy, due):
             return
         if self._active[process].get(policy.ref.uid, -1e9) > ground.now - _TO_BEGIN_SECONDS:
             return
@@ -207,9 +230,9 @@ class Judge:
         if not is_full and not recently:
             ground.violate(f"{process} does not begin the slot {due} of {policy.key}, {ago:.0f} s after it was due")
 
-    def _is_handled(self, process: Process, policy: Policy, due: object) -> bool:
+    def _is_handled(self, process: Process, policy: Policy, due: datetime) -> bool:
         last = policy.status.last_slot_time
-        return (last is not None and last >= due) or (  # type: ignore[operator]
+        return (last is not None and last >= due) or (
             (policy.ref.uid, f"slot:{due:%Y-%m-%dT%H:%M:%SZ}") in self._begun[process]
         )
 
@@ -220,9 +243,11 @@ class Judge:
         """Whether it has had its time since it was loaded, paused or cut off."""
         return (
             process.loaded_at is not None
-            and self._ground.now - max(process.loaded_at, process.disturbed_at, self._ground.jumped_at) > _TO_BEGIN_SECONDS
+            and not process.is_stopping
+            and self._ground.now - max(process.loaded_at, process.disturbed_at, self._ground.jumped_at)
+            > _TO_BEGIN_SECONDS
         )
 
 
-def _named(policies: object) -> set[Key]:
-    return {policy.database_key for policy in policies if policy.database_key is not None}  # type: ignore[attr-defined]
+def _named(policies: Iterable[Policy]) -> set[Key]:
+    return {policy.database_key for policy in policies if policy.database_key is not None}

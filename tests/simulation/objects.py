@@ -34,9 +34,11 @@ class Draw:
     def schedule(self) -> Body:
         """A cron expression or a period, rarely due more often than the history can afford."""
         random = self._random
-        if random.random() < 0.3:  # noqa: PLR2004 - three of ten
-            crons = _CRONS if self._shortest <= 60 else _CRONS[2:]  # noqa: PLR2004 - the first one is due each minute
+        if random.random() < 0.3:
+            crons = _CRONS if self._shortest <= 60 else _CRONS[2:]
             return {"cron": random.choice(crons), "timeZone": random.choice(("Etc/UTC", "Asia/Kolkata"))}
+        if random.random() < 0.15:
+            return {"everySeconds": 20}  # due again while it still runs
         return {"everySeconds": random.choice([each for each in _PERIODS if each >= self._shortest] or [600])}
 
     def policy(self, databases: list[str]) -> Body:
@@ -50,13 +52,13 @@ class Draw:
             "startingDeadlineSeconds": random.choice((5, 20, 60, 300, 3600)),
             "historyLimit": 50,
         }
-        if random.random() < 0.3:  # noqa: PLR2004 - three of ten
+        if random.random() < 0.3:
             spec["tenantId"] = random.choice(("t1", "t2"))
-            if random.random() < 0.5:  # noqa: PLR2004 - every second
+            if random.random() < 0.5:
                 # Mostly views of its own; else it meets others', which must be seen.
-                own = f"{spec['tenantId']}_" if random.random() < 0.8 else ""  # noqa: PLR2004 - four of five
+                own = f"{spec['tenantId']}_" if random.random() < 0.8 else ""
                 spec |= {"isolation": "Tenant", "views": [{"name": own + view} for view in views]}
-        if len(views) > 1 and random.random() < 0.3:  # noqa: PLR2004 - three of ten
+        if len(views) > 1 and random.random() < 0.3:
             spec["consistency"] = "Group"
         return spec
 

@@ -103,6 +103,9 @@ class Process:
         self.loaded_at: float | None = None
         self.disturbed_at = -1e9
         """When it was last paused or cut off from the API server."""
+        self.is_stopping = False
+        self.heard_until = ground.clock.now()
+        """The latest that the clock has shown when something new was heard."""
         self.missed_before: dict[str, int] = {}
         """By policy UID: what the stored status counted when the policy was first seen."""
         self.news_at: dict[tuple[str, Key], float] = {}
@@ -149,6 +152,7 @@ class Process:
         """SIGTERM."""
         if self.alive:
             self.ground.tell(f"{self} is told to stop")
+            self.is_stopping = True
             self.ground.loop.create_task(self._stop(grace_seconds), context=self.context)
 
     def call_begun(self, call: Call) -> None:
@@ -167,9 +171,7 @@ class Process:
                 self._seen(body)
         self.loaded_at = self.ground.now
         self.observer.loaded(self)
-        streams = [
-            Stream(self.cluster, kind, seen=self._seen, gone=self._gone, context=self.context) for kind in KINDS
-        ]
+        streams = [Stream(self.cluster, kind, seen=self._seen, gone=self._gone, context=self.context) for kind in KINDS]
         self.cluster.streams += streams
         for stream in streams:
             stream.relist()
@@ -225,3 +227,4 @@ class Process:
         if self._heard_of.get(place) != known:
             self._heard_of[place] = known
             self.news_at[place] = self.ground.now
+            self.heard_until = max(self.heard_until, self.ground.clock.now())

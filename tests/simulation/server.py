@@ -48,7 +48,7 @@ class Server:
     """By view and lock token: the newest data."""
     commits: Counter[Work] = field(default_factory=Counter)
     excused: Counter[Work] = field(default_factory=Counter)
-    """How often a commit may be repeated without a ledger: its answer got lost, or whoever had asked for it died."""
+    """How often a commit may be repeated without a ledger: for each whose answer nobody heard."""
     first_death: dict[Work, int] = field(default_factory=dict)
     """How many processes had died when it was committed first."""
     jobs: dict[Job, None] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Job:
     started_at: datetime
     """On the operator's clock."""
     answer: Callable[[tuple[RefreshResult, ...]], None]
-    committed: bool = False
+    is_orphan: bool = False
     over: bool = False
     data_as_of: datetime | None = None
 
@@ -93,6 +93,7 @@ class Job:
 
     def abandon(self) -> None:
         """The client is dead. The server notices within two seconds, unless it is done before."""
+        self.is_orphan = True
         ground = self.server.ground
         ground.loop.after(2 * ground.random.random(), self._end, RefreshOutcome.INTERRUPTED, RefreshReason.SHUTDOWN)
 
@@ -137,22 +138,21 @@ class Job:
         end = ground.random.randrange(4)
         if end == 0:
             if ground.chance(0.5):
-                self._commit()
-                server.excused.update(map(_work, self.runs))
+                self._commit(is_heard=False)
             self._end(RefreshOutcome.UNKNOWN, RefreshReason.COMMIT_UNKNOWN)
         elif end == 1:
             self.lost()
-        elif end == 2:  # noqa: PLR2004 - the third of four
+        elif end == 2:
             self._end(RefreshOutcome.REJECTED_BY_GUARD, RefreshReason.TOO_FEW_ROWS)
         else:
             self._end(RefreshOutcome.FAILED, ground.random.choice(FAILURES))
 
-    def _commit(self) -> None:
+    def _commit(self, *, is_heard: bool = True) -> None:
         server = self.server
         assert self.data_as_of is not None
-        self.committed = True
         for run in self.runs:
             work, view = _work(run), str(run.view)
+            server.excused[work] += self.is_orphan or not is_heard
             server.ground.tell(f"{server.host} commits {work}")
             if server.locks.get(view) is not self:
                 server.ground.violate(f"{view} was refreshed without its lock")

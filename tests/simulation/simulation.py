@@ -5,17 +5,15 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from random import Random
 
 from tests.simulation.ground import Ground
 from tests.simulation.history import History
 from tests.simulation.loop import VirtualLoop
 
-from random import Random
-
 from matview_operator.engine import timers
-
 
 _EXACT = 0.05
 """Histories whose timers look at the clock each second, as they do; the others have no use for it, and are quicker."""
@@ -48,6 +46,7 @@ class _Errors(logging.Handler):
 
 
 _ERRORS = _Errors()
+_FOR_GOOD = ExitStack()
 
 
 def simulate(seed: int, *, tell: bool = False) -> Outcome:
@@ -99,7 +98,7 @@ def watched() -> Iterator[None]:
 
 def prepare() -> None:
     """Once per process that does nothing else."""
-    watched().__enter__()
+    _FOR_GOOD.enter_context(watched())
     simulate(0)  # loads what is loaded at first use
     gc.collect()
     gc.freeze()

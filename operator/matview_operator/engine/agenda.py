@@ -179,6 +179,8 @@ class Agenda:
                 return  # superseded, withdrawn or answered while it waited
             policy.working_on, policy.request_begun_at = slot.request, self._clock.now()
             self.publish(policy)
+        # Of slots that a newer one supersedes from now on, the next slot's status tells: a restart counts them anew.
+        missed = 0 if slot.request is not None else policy.missed
         report = await self._runner.run(policy, slot)
         current = self._registry.policies.get(key)
         if current is None or current.ref.uid != policy.ref.uid:
@@ -186,7 +188,7 @@ class Agenda:
         if report is None:
             self._not_begun(current, slot)
         else:
-            self._finished(current, report, begun_as=policy)
+            self._finished(current, report, begun_as=policy, missed=missed)
 
     async def _space_requests(self, key: Key) -> None:
         """Wait until the policy's last request is a second old; of those that come meanwhile the newest is run."""
@@ -212,7 +214,9 @@ class Agenda:
         is_a_slot = timetable is not None and timetable.newest_at(slot.due_at) == slot.due_at
         return is_a_slot and not self.is_suspended(policy)
 
-    def _finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy) -> None:
+    def _finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy, missed: int) -> None:
+        missed = 0 if report.stopped else min(missed, policy.missed)  # a stopped slot, and all before it, stay due
+        policy.missed -= missed
         for _, result in report.results:
             self._metrics.run_ended(policy.key, result)
         if report.slot.request is not None:
@@ -221,10 +225,9 @@ class Agenda:
             lag = (report.started_at - report.slot.due_at).total_seconds()
             self._metrics.slot_started(lag_seconds=max(0.0, lag))
             if report.lock_held and not report.stopped:
-                policy.missed += 1
+                missed += 1
                 self._metrics.slots_missed(policy.key, 1)
-        status = after_missed(policy.status, count=policy.missed) if policy.missed else policy.status
-        policy.missed = 0
+        status = after_missed(policy.status, count=missed) if missed else policy.status
         spec = policy.spec or begun_as.spec
         assert spec is not None  # else it would not have begun
         status = for_views(after_slot(status, report, history_limit=spec.history_limit), views_of(spec))
