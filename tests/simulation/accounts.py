@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from tests.simulation.ground import Ground
 
-from matview_operator.api.outcome import RefreshOutcome, RefreshReason
+from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.engine.ports import ObjectRef, Status
+
+
+_LOCKED_OUT = RefreshOutcome.SKIPPED_LOCK_HELD
 
 
 @dataclass(slots=True)
@@ -29,9 +31,6 @@ class Book:
     """Those of them that count as missed as well: a lock was held until the deadline."""
     told: set[tuple[str, datetime]] = field(default_factory=set)
     """Correlation id and start, to the second, of each entry of the history."""
-    broken_off: set[tuple[str, datetime]] = field(default_factory=set)
-    """Of slots that a shutdown stopped: they stay due."""
-    locked_out: set[tuple[str, datetime]] = field(default_factory=set)
     answers: dict[str, RefreshOutcome] = field(default_factory=dict)
     """By correlation id and view: what the executor said last."""
     requests: list[str] = field(default_factory=list)
@@ -49,14 +48,6 @@ class Accounts:
         """The executor's last word on a view in a slot."""
         self.books[uid].answers[f"{run.correlation_id} {run.view}"] = result.outcome
 
-    def slot_ended(self, uid: str, results: Sequence[RefreshResult]) -> None:
-        """A process took a scheduled slot's report in; its status may be stored later, or never."""
-        entry = results[0].correlation_id, results[0].started_at.replace(microsecond=0)
-        if any(result.error_type is RefreshReason.SHUTDOWN for result in results):
-            self.books[uid].broken_off.add(entry)
-        elif any(result.outcome is RefreshOutcome.SKIPPED_LOCK_HELD for result in results):
-            self.books[uid].locked_out.add(entry)
-
     def stored(self, ref: ObjectRef, status: Status) -> None:
         """A status was written: it must not fall back behind the one before."""
         if not isinstance(status, MatviewRefreshPolicyStatus):
@@ -65,29 +56,42 @@ class Accounts:
         ground.tell(
             f"stored {ref.key} {status.last_slot_time} missed {status.missed_slots} {status.last_handled_request}"
         )
-        before = book.last
-        if before is not None:
-            if _less(status.last_slot_time, before.last_slot_time):
-                ground.violate(f"lastSlotTime of {ref.key} falls back to {status.last_slot_time}")
-            if (status.missed_slots or 0) < (before.missed_slots or 0):
-                ground.violate(f"missedSlots of {ref.key} falls from {before.missed_slots} to {status.missed_slots}")
-            if _less(status.observed_generation, before.observed_generation):
-                ground.violate(f"observedGeneration of {ref.key} falls back to {status.observed_generation}")
+        self._compare(ref, book.last, status)
         book.last = status
         token = status.last_handled_request
         if token is not None and (not book.requests or book.requests[-1] != token):
             if token in book.requests:
                 ground.violate(f"the request {token} of {ref.key} is answered once more")
             book.requests.append(token)
-        for entry in status.history:
+        self._read_history(book, status)
+
+    def _compare(
+        self, ref: ObjectRef, before: MatviewRefreshPolicyStatus | None, status: MatviewRefreshPolicyStatus
+    ) -> None:
+        if before is None:
+            return
+        if _less(status.last_slot_time, before.last_slot_time):
+            self._ground.violate(f"lastSlotTime of {ref.key} falls back to {status.last_slot_time}")
+        if (status.missed_slots or 0) < (before.missed_slots or 0):
+            self._ground.violate(f"missedSlots of {ref.key} falls from {before.missed_slots} to {status.missed_slots}")
+        if _less(status.observed_generation, before.observed_generation):
+            self._ground.violate(f"observedGeneration of {ref.key} falls back to {status.observed_generation}")
+
+    def _read_history(self, book: Book, status: MatviewRefreshPolicyStatus) -> None:
+        for index, entry in enumerate(status.history):
             told = entry.correlation_id or "", entry.started_at.replace(microsecond=0)
             if told in book.told:
                 break
             book.told.add(told)
-            if entry.slot_time is not None and told not in book.broken_off:
-                book.handled.add(entry.slot_time)
-                if told in book.locked_out:
-                    book.missed_too.add(entry.slot_time)
+            if entry.slot_time is None or status.last_slot_time is None or entry.slot_time > status.last_slot_time:
+                continue  # a request, or a slot that a shutdown stopped: it stays due
+            book.handled.add(entry.slot_time)
+            if entry.outcome is _LOCKED_OUT or any(
+                view.outcome is _LOCKED_OUT and view.correlation_id == entry.correlation_id for view in status.views
+            ):
+                book.missed_too.add(entry.slot_time)
+            elif index > 0:
+                book.is_plain = False  # its views are not told any more: it may count as missed, or not
 
 
 def _less(now: datetime | int | None, before: datetime | int | None) -> bool:

@@ -26,6 +26,8 @@ DATABASE = "MatviewDatabase"
 
 _TO_ACT_SECONDS = 20.0
 """From hearing of a change until nothing is begun any more that it forbids: a Secret may be read just then."""
+_TO_MEND_SECONDS = 600.0
+"""A slot that fails for its Secret may wait for another attempt until the next one is due."""
 _TO_READ_SECONDS = 5.0
 """The longest that a Secret takes, between the place that was given and the call."""
 _TO_BEGIN_SECONDS = 25.0
@@ -103,11 +105,6 @@ class Judge:
             if result.outcome not in _AGAIN:
                 self._accounts.answered(uid, run, result)
 
-    def slot_ended(self, process: Process, uid: str, results: Sequence[RefreshResult]) -> None:
-        """Pass it on."""
-        self._active[process][uid] = self._ground.now
-        self._accounts.slot_ended(uid, results)
-
     def look(self, process: Process) -> None:
         """Check what nobody's step shows: sizes, and who waits too long."""
         supervisor = process.supervisor
@@ -121,7 +118,9 @@ class Judge:
             ("timers", len(agenda.timers._due), len(uids)),
             ("statuses", supervisor.reporter.pending, len(known)),
             ("versions", len(registry.resource_versions), len(known)),
-            ("gates", len(supervisor.budget._gates), len({*registry.databases} | _named(registry.policies.values()))),
+            ("queues", len(supervisor.budget._queues), len({*registry.databases} | _named(registry.policies.values()))),
+            ("failed slots", len(agenda._recoveries._failed), len(uids)),
+            ("unwell policies", len(agenda._recoveries._unwell), len(uids)),
             ("questions", len(supervisor.preflights._asked), len(known)),
         ):
             if held > most:
@@ -157,8 +156,10 @@ class Judge:
     def _check_budget(self, process: Process, call: Call) -> None:
         registry = process.supervisor.registry
         owner = Key(*call.owner.split("/"))
-        if len(process.sessions.calls) + 1 > process.places:
-            self._ground.violate(f"{process} refreshes more than {process.places} views at once")
+        # One more for each database: whoever runs nothing gets a place beside those that are held for long.
+        most = process.places + len({other.owner for other in process.sessions.calls} | {call.owner})
+        if len(process.sessions.calls) + 1 > most:
+            self._ground.violate(f"{process} refreshes {len(process.sessions.calls) + 1} views at once, not {most}")
         database = registry.databases.get(owner)
         if database is None or database.spec is None or self._is_news(process, DATABASE, owner):
             return
@@ -214,7 +215,14 @@ class Judge:
             return
         if self._active[process].get(policy.ref.uid, -1e9) > ground.now - _TO_BEGIN_SECONDS:
             return
-        if any(str(call.runs[0].policy_uid) == policy.ref.uid for call in process.sessions.calls):
+        views = {view.name for view in policy.spec.views} if policy.spec is not None else set()
+        if any(
+            str(run.policy_uid) == policy.ref.uid or run.view.name in views  # one of its own, or one that may cover it
+            for call in process.sessions.calls
+            for run in call.runs
+        ):
+            return
+        if ground.now - process.unread_at.get(policy.key.namespace, -1e9) < _TO_MEND_SECONDS:
             return
         owner = str(place)
         on_it = [call for call in process.sessions.calls if call.owner == owner]
@@ -222,8 +230,8 @@ class Judge:
         most = 1 if database is None or database.spec is None else database.spec.limits.max_concurrent_refreshes
         starts = self._starts[process, owner]
         begun = len(starts) - bisect_right(starts, ground.now - ago + _TO_BEGIN_SECONDS)
-        views = sum(len(other.spec.views) for other in registry.policies_of(place) if other.spec is not None)
-        if begun > _PLACES_IN_A_ROW * views:
+        in_all = sum(len(other.spec.views) for other in registry.policies_of(place) if other.spec is not None)
+        if begun > _PLACES_IN_A_ROW * in_all:
             ground.violate(f"{process} lets {policy.key} wait while {begun} other views were begun")
         is_full = len(on_it) >= min(most, (process.places + 1) // 2) or len(process.sessions.calls) >= process.places
         recently = bool(starts) and starts[-1] > ground.now - _TO_BEGIN_SECONDS

@@ -17,7 +17,9 @@ from tests.simulation.sessions import Call, Sessions
 from tests.unit.memory_api import Body, MemoryEvents
 from tests.unit.ports import MemoryPruner
 
+from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.destination import Destinations
+from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.engine.intake import Intake
 from matview_operator.engine.ports import ApiUnavailable, Key
@@ -42,38 +44,27 @@ class Observer(Protocol):
         """The executor answered it."""
         ...
 
-    def slot_ended(self, process: Process, uid: str, results: Sequence[RefreshResult]) -> None:
-        """A scheduled slot's report was taken in."""
-        ...
-
 
 @dataclass(slots=True)
 class Counts:
-    """The process's metrics. Those of a slot come in one go: its views' runs, its lag, whether it counts as missed."""
+    """The process's metrics, of which the missed slots are looked at."""
 
     process: Process
     missed: Counter[str] = field(default_factory=Counter)
     """By UID."""
-    _of: Key | None = None
-    _ended: list[RefreshResult] = field(default_factory=list)
-    """Of the newest slot or request that ended."""
 
     def run_ended(self, key: Key, result: RefreshResult) -> None:
-        if self._ended and (key, result.correlation_id) != (self._of, self._ended[0].correlation_id):
-            self._ended = []
-        self._of = key
-        self._ended.append(result)
+        """Count one run of one view."""
 
     def slot_started(self, *, lag_seconds: float) -> None:
         assert lag_seconds >= 0
-        assert self._of is not None
-        policy = self.process.supervisor.registry.policies[self._of]
-        self.process.observer.slot_ended(self.process, policy.ref.uid, self._ended)
-        self._ended = []
 
     def slots_missed(self, key: Key, count: int) -> None:
         self.process.ground.tell(f"{self.process} counts {count} missed of {key}")
         self.missed[self.process.supervisor.registry.policies[key].ref.uid] += count
+
+    def retried(self, key: Key, reason: RefreshReason) -> None:
+        self.process.ground.tell(f"{self.process} will try {key} again after {reason}")
 
     def policy_gone(self, key: Key) -> None:
         """Its series end."""
@@ -104,6 +95,8 @@ class Process:
         self.disturbed_at = -1e9
         """When it was last paused or cut off from the API server."""
         self.is_stopping = False
+        self.unread_at: dict[str, float] = {}
+        """By namespace: when a Secret could not be read."""
         self.heard_until = ground.clock.now()
         """The latest that the clock has shown when something new was heard."""
         self.missed_before: dict[str, int] = {}
@@ -116,7 +109,7 @@ class Process:
             executor=self.sessions,
             inspector=self.sessions,
             pruner=MemoryPruner(),
-            secrets=cluster,
+            secrets=self,
             destinations=Destinations(),
             writer=cluster,
             events=MemoryEvents(ground.clock),
@@ -154,6 +147,14 @@ class Process:
             self.ground.tell(f"{self} is told to stop")
             self.is_stopping = True
             self.ground.loop.create_task(self._stop(grace_seconds), context=self.context)
+
+    async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
+        """Read a Secret."""
+        try:
+            return await self.cluster.read(namespace=namespace, name=name, field=field)
+        except Problem:
+            self.unread_at[namespace] = self.ground.now
+            raise
 
     def call_begun(self, call: Call) -> None:
         """Of the sessions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from matview_operator.domain.errors import Problem
 from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
+from matview_operator.domain.view import ViewName
 
 
 @dataclass(slots=True, eq=False)
@@ -62,13 +63,20 @@ class Sessions:
         return await self._work(target, runs, timeout_seconds)
 
     async def inspect(
-        self, *, target: ConnectionTarget, checks: Iterable[ViewCheck], allow_superuser: bool
+        self,
+        *,
+        target: ConnectionTarget,
+        checks: Iterable[ViewCheck],
+        allow_superuser: bool,
+        managed: Collection[ViewName] = (),
     ) -> Inspection:
         server = self.servers[target.host]
         await asyncio.sleep(10.0 if server.is_hung else self.ground.latency() + self.ground.latency())
         if server.is_down or server.is_hung:
             raise Problem(RefreshReason.CONNECTION_FAILED, "The server does not answer.")
-        return await self._inspector.inspect(target=target, checks=checks, allow_superuser=allow_superuser)
+        return await self._inspector.inspect(
+            target=target, checks=checks, allow_superuser=allow_superuser, managed=managed
+        )
 
     def die(self) -> None:
         """The process was killed: its connections are closed by the kernel."""
