@@ -211,6 +211,7 @@ class Agenda:
         policy = self._registry.policies.get(key)
         if policy is None or not self._may_work(policy, slot):
             return
+        missed = 0 if slot.request is not None else policy.missed  # of what is superseded now, the next slot tells
         begun = self._recoveries.begun(policy)
         report = await self._runner.run(
             policy,
@@ -225,7 +226,7 @@ class Agenda:
         if report is None:
             self._not_begun(current, slot)
         else:
-            self.chronicle.finished(current, report, begun_as=policy)
+            self.chronicle.finished(current, report, begun_as=policy, missed=missed)
             self._recoveries.ended(key, report, begun=begun)
             if report.failed and current.database_key is not None and self._recoveries.begun(current)[1:] != begun[1:]:
                 # The look that followed the change found the slot still at work.

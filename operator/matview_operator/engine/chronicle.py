@@ -69,8 +69,13 @@ class Chronicle:
             retry_at = self._clock.now() + timedelta(seconds=seconds)
             self.publish(policy, fresh=fresh_until_retry(step.results, retry_at=retry_at))
 
-    def finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy) -> None:
-        """Count and tell how a slot or request ended. `begun_as` is the policy as it was then."""
+    def finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy, missed: int) -> None:
+        """Count and tell how a slot or request ended.
+
+        `begun_as` is the policy as it was when it began, `missed` what was to be told with it then.
+        """
+        missed = 0 if report.stopped else min(missed, policy.missed)  # a stopped slot, and all before it, stay due
+        policy.missed -= missed
         former = self._recoveries.former(policy.key, report.slot)
         for view, result in report.results:
             if former.get(view) is not result:
@@ -82,10 +87,9 @@ class Chronicle:
                 lag = (report.started_at - report.slot.due_at).total_seconds()
                 self._metrics.slot_started(lag_seconds=max(0.0, lag))
             if report.lock_held and not report.stopped:
-                policy.missed += 1
+                missed += 1
                 self._metrics.slots_missed(policy.key, 1)
-        status = after_missed(policy.status, count=policy.missed) if policy.missed else policy.status
-        policy.missed = 0
+        status = after_missed(policy.status, count=missed) if missed else policy.status
         spec = policy.spec or begun_as.spec
         assert spec is not None  # else it would not have begun
         status = for_views(after_slot(status, report, history_limit=spec.history_limit), views_of(spec))
