@@ -26,7 +26,7 @@ from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import Budget, NoPlace
 from matview_operator.engine.ports import Clock, Executor, Key, Secrets
 from matview_operator.engine.registry import Policy, Registry
-from matview_operator.engine.targets import SlotTarget, usable
+from matview_operator.engine.targets import SlotTarget, SlotTargets, usable
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ class SlotRunner:
     ) -> None:
         self._registry = registry
         self._executor = executor
-        self._secrets = secrets
-        self._destinations = destinations
+        self._targets = SlotTargets(secrets=secrets, destinations=destinations)
         self._budget = budget
         self._clock = clock
         self._random = random
@@ -79,7 +78,7 @@ class SlotRunner:
         ended: list[RefreshResult] = []
         key = policy.database_key
         assert key is not None  # the policy has a spec
-        where = SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations)
+        where = self._targets.of_slot(key)
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
         try:

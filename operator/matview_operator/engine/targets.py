@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshReason
@@ -14,6 +16,8 @@ from matview_operator.domain.errors import InvalidTarget, Problem
 from matview_operator.domain.secret import ca_from_secret, target_from_secret
 from matview_operator.engine.ports import Key, Secrets
 from matview_operator.engine.registry import Database
+
+_SHARED_SECONDS = 1.0
 
 
 def usable(database: Database | None, key: Key) -> MatviewDatabaseSpec:
@@ -54,13 +58,50 @@ async def resolve(
     return replace(target, destinations=destinations, owner=str(key))
 
 
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
+class _Reading:
+    """What the Secrets of a database said."""
+
+    spec: MatviewDatabaseSpec
+    read_at: float
+    """On the loop's clock."""
+    target: ConnectionTarget
+
+
+class SlotTargets:
+    """Makes the targets of slots. Those at work at the same time share what one of them has read within a second.
+
+    Else a thousand policies of one database that are due at once would read its Secret a thousand times, which is as
+    much work for the API server as their refreshes are for PostgreSQL. A reading goes with the last slot that uses it.
+    """
+
+    def __init__(self, *, secrets: Secrets, destinations: Destinations) -> None:
+        self._secrets = secrets
+        self._destinations = destinations
+        self._readings: WeakValueDictionary[Key, _Reading] = WeakValueDictionary()
+
+    def of_slot(self, key: Key) -> SlotTarget:
+        """Return the target of one slot."""
+        return SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations, shared=self._readings)
+
+
 class SlotTarget:
     """Where one slot's views are refreshed: the Secrets are read with the first view, and forgotten with the slot."""
 
-    def __init__(self, *, key: Key, secrets: Secrets, destinations: Destinations) -> None:
+    def __init__(
+        self,
+        *,
+        key: Key,
+        secrets: Secrets,
+        destinations: Destinations,
+        shared: WeakValueDictionary[Key, _Reading],
+    ) -> None:
         self.key = key
         self._secrets = secrets
         self._destinations = destinations
+        self._shared = shared
+        self._reading: _Reading | None = None
+        """Kept alive for slots that begin while this one works."""
         self._spec: MatviewDatabaseSpec | None = None
         self._kept: ConnectionTarget | Problem | None = None
         self._fresh = False
@@ -68,12 +109,12 @@ class SlotTarget:
 
     async def of(self, spec: MatviewDatabaseSpec) -> ConnectionTarget:
         """Return what was read in this slot, unless the MatviewDatabase changed since; raises Problem."""
-        kept = self._kept if self._spec == spec else None
+        kept = self._kept if self._spec == spec else self._others(spec)
         self._fresh = kept is None
         if kept is None:
             self.forget()
             kept = await self._read(spec)
-            self._spec, self._kept = spec, kept
+        self._spec, self._kept = spec, kept
         if isinstance(kept, Problem):
             raise kept
         return kept
@@ -84,21 +125,33 @@ class SlotTarget:
             return None
         self._read_again = True
         self.forget()
+        self._shared.pop(self.key, None)
         target = await self.of(spec)
         return None if target == refused else target
 
     def forget(self) -> None:
         """Have the next view, or the next attempt, read anew."""
-        self._kept = None
+        self._kept = self._reading = None
+
+    def _others(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | None:
+        reading = self._shared.get(self.key)
+        now = asyncio.get_running_loop().time()
+        if reading is None or reading.spec != spec or now - reading.read_at > _SHARED_SECONDS:
+            return None
+        self._reading = reading
+        return reading.target
 
     async def _read(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | Problem:
+        read_at = asyncio.get_running_loop().time()
         try:
-            return await resolve(spec, self.key, self._secrets, self._destinations)
+            target = await resolve(spec, self.key, self._secrets, self._destinations)
         except Problem as problem:
             # What a person must mend holds for the slot's other views; the next may find the API server well again.
             if problem.reason is RefreshReason.CONNECTION_FAILED:
                 raise
             return problem
+        self._reading = self._shared[self.key] = _Reading(spec=spec, read_at=read_at, target=target)
+        return target
 
 
 @contextmanager
