@@ -58,31 +58,36 @@ async def resolve(
     return replace(target, destinations=destinations, owner=str(key))
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
-class _Reading:
-    """What the Secrets of a database said."""
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class _Shared:
+    """What the Secrets of a database said when a slot last read them, for all slots that work or wait meanwhile."""
 
-    spec: MatviewDatabaseSpec
-    read_at: float
+    spec: MatviewDatabaseSpec | None = None
+    target: ConnectionTarget | None = None
+    read_at: float = 0.0
     """On the loop's clock."""
-    target: ConnectionTarget
+
+    def within_a_second(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | None:
+        fits = self.spec == spec and asyncio.get_running_loop().time() - self.read_at <= _SHARED_SECONDS
+        return self.target if fits else None
 
 
 class SlotTargets:
-    """Makes the targets of slots. Those at work at the same time share what one of them has read within a second.
+    """Makes the targets of slots. Those that are there at the same time share what one of them read within a second.
 
     Else a thousand policies of one database that are due at once would read its Secret a thousand times, which is as
-    much work for the API server as their refreshes are for PostgreSQL. A reading goes with the last slot that uses it.
+    much work for the API server as their refreshes are for PostgreSQL. What was read goes with the last slot.
     """
 
     def __init__(self, *, secrets: Secrets, destinations: Destinations) -> None:
         self._secrets = secrets
         self._destinations = destinations
-        self._readings: WeakValueDictionary[Key, _Reading] = WeakValueDictionary()
+        self._shared: WeakValueDictionary[Key, _Shared] = WeakValueDictionary()
 
     def of_slot(self, key: Key) -> SlotTarget:
         """Return the target of one slot."""
-        return SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations, shared=self._readings)
+        shared = self._shared.setdefault(key, _Shared())
+        return SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations, shared=shared)
 
 
 class SlotTarget:
@@ -94,14 +99,12 @@ class SlotTarget:
         key: Key,
         secrets: Secrets,
         destinations: Destinations,
-        shared: WeakValueDictionary[Key, _Reading],
+        shared: _Shared,
     ) -> None:
         self.key = key
         self._secrets = secrets
         self._destinations = destinations
         self._shared = shared
-        self._reading: _Reading | None = None
-        """Kept alive for slots that begin while this one works."""
         self._spec: MatviewDatabaseSpec | None = None
         self._kept: ConnectionTarget | Problem | None = None
         self._fresh = False
@@ -109,7 +112,7 @@ class SlotTarget:
 
     async def of(self, spec: MatviewDatabaseSpec) -> ConnectionTarget:
         """Return what was read in this slot, unless the MatviewDatabase changed since; raises Problem."""
-        kept = self._kept if self._spec == spec else self._others(spec)
+        kept = self._kept if self._spec == spec else self._shared.within_a_second(spec)
         self._fresh = kept is None
         if kept is None:
             self.forget()
@@ -125,21 +128,13 @@ class SlotTarget:
             return None
         self._read_again = True
         self.forget()
-        self._shared.pop(self.key, None)
+        self._shared.target = None
         target = await self.of(spec)
         return None if target == refused else target
 
     def forget(self) -> None:
         """Have the next view, or the next attempt, read anew."""
-        self._kept = self._reading = None
-
-    def _others(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | None:
-        reading = self._shared.get(self.key)
-        now = asyncio.get_running_loop().time()
-        if reading is None or reading.spec != spec or now - reading.read_at > _SHARED_SECONDS:
-            return None
-        self._reading = reading
-        return reading.target
+        self._kept = None
 
     async def _read(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | Problem:
         read_at = asyncio.get_running_loop().time()
@@ -150,7 +145,7 @@ class SlotTarget:
             if problem.reason is RefreshReason.CONNECTION_FAILED:
                 raise
             return problem
-        self._reading = self._shared[self.key] = _Reading(spec=spec, read_at=read_at, target=target)
+        self._shared.spec, self._shared.target, self._shared.read_at = spec, target, read_at
         return target
 
 
