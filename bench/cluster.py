@@ -30,6 +30,7 @@ DATABASE = "bench"
 Json = dict[str, Any]
 
 _AT_ONCE = 16
+_MERGE_PATCH = "application/merge-patch+json"
 _PAGE = 500
 _MANIFESTS = CHECKOUT / "manifests" / "cluster"
 
@@ -70,6 +71,10 @@ class BenchCluster:
     async def create_policies(self, specs: Mapping[str, Json]) -> None:
         """Make policies of these names on the database."""
         await self._for_each(self._create, specs.items())
+
+    async def patch_policies(self, specs: Mapping[str, Json]) -> None:
+        """Change these policies' specs."""
+        await self._for_each(self._patch, specs.items())
 
     async def delete_policies(self, names: Iterable[str]) -> None:
         """Delete policies."""
@@ -113,6 +118,12 @@ class BenchCluster:
                     last = datetime.fromisoformat(entry["stageTimestamp"])
         return AuditReading(counts=counts, last_patch=last)
 
+    def patches(self, *, since: int) -> int:
+        """How many statuses it has written since then: quicker than to read all it asked."""
+        with self.plane.audit_log.open("rb") as log:
+            log.seek(since)
+            return sum(b'"verb":"patch"' in line for line in log)
+
     def asked_so_far(self) -> int:
         """How long the audit log is."""
         return self.plane.audit_log.stat().st_size
@@ -126,6 +137,11 @@ class BenchCluster:
             "spec": {"databaseRef": {"name": DATABASE}, **spec},
         }
         await self.objects.create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, MatviewRefreshPolicy.PLURAL, body)
+
+    async def _patch(self, item: tuple[str, Json]) -> None:
+        name, spec = item
+        place = (GROUP, VERSION, NAMESPACE, MatviewRefreshPolicy.PLURAL, name)
+        await self.objects.patch_namespaced_custom_object(*place, {"spec": spec}, _content_type=_MERGE_PATCH)
 
     async def _delete(self, name: str) -> None:
         await self.objects.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, MatviewRefreshPolicy.PLURAL, name)

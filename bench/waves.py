@@ -12,6 +12,7 @@ from bench.cpu import cpu_seconds
 
 _LOOKED_EVERY_SECONDS = 0.5
 _MINUTE = timedelta(minutes=1)
+_AT_LEAST = timedelta(seconds=3)
 
 Ended = tuple[float, float]
 """When a run started and ended, in seconds after it was due."""
@@ -37,10 +38,12 @@ class Wave:
         return starts[round(part * (len(starts) - 1))]
 
 
-def next_minute(*, odd: bool | None = None, earliest: timedelta = timedelta(seconds=3)) -> datetime:
-    """The next full minute that is at least so far away; of the odd ones, or of the even ones, if said."""
-    minute = (datetime.now(UTC) + earliest).replace(second=0, microsecond=0) + _MINUTE
-    return minute if odd is None or minute.minute % 2 == odd else minute + _MINUTE
+def next_minute(*, odd: bool | None = None, every: int = 1) -> datetime:
+    """The next full minute that is not too near; of the odd ones, the even ones, or the multiples of so many."""
+    minute = (datetime.now(UTC) + _AT_LEAST).replace(second=0, microsecond=0) + _MINUTE
+    while minute.minute % every or (odd is not None and minute.minute % 2 != odd):
+        minute += _MINUTE
+    return minute
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
