@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     """Port that /metrics, /healthz and /readyz listen on."""
     max_concurrent_refreshes: int = Field(default=32, ge=1, le=1000)
     """Refreshes at once over all databases; each database has its own limit besides, and gets half of these at most,
-    so that a hung server leaves places to the others."""
+    so that a hung server leaves places to the others. While all are held for long, each database may run one more."""
     idle_connection_seconds: float = Field(default=5, ge=0, le=60)
     """How long a connection waits for the next refresh of its database, two of a database at most and as many in all as
     refreshes; 0 gives each refresh a connection of its own."""

@@ -42,6 +42,8 @@ RESERVED = "tenantSetting must not be app.execution_context, which the operator 
 OWN_SCHEMAS = "searchPath takes schemas of yours: pg_catalog comes first and pg_temp last anyway, and $user is none"
 NO_GROUP = "consistency Group and concurrently Never exclude each other: readers would wait for the whole group"
 ONE_SCHEDULE = "write exactly one of schedule.cron and schedule.everySeconds"
+SHORT_JITTER = "jitterSeconds must be no more than schedule.everySeconds"
+SHORT_BACKOFF = "retry.backoffSeconds must not be more than retry.maxBackoffSeconds: raise the one or lower the other"
 ONE_GUARD = "write at least one of guard.minRows, guard.maxRowLossPercent and guard.keepTenants"
 
 BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
@@ -72,7 +74,10 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", {"tenantSetting": "app.tenant id"}, DOTTED),
     ("MatviewRefreshPolicy", {"tenantSetting": "app.execution_context"}, RESERVED),
     ("MatviewRefreshPolicy", {"tenantSetting": "App.EXECUTION_context"}, RESERVED),
+    ("MatviewRefreshPolicy", {"schedule": {"everySeconds": 30}, "jitterSeconds": 31}, SHORT_JITTER),
     ("MatviewRefreshPolicy", {"consistency": "Group", "concurrently": "Never"}, NO_GROUP),
+    ("MatviewRefreshPolicy", {"retry": {"backoffSeconds": 700}}, SHORT_BACKOFF),
+    ("MatviewRefreshPolicy", {"retry": {"maxBackoffSeconds": 9}}, SHORT_BACKOFF),
     (
         "MatviewRefreshPolicy",
         {"consistency": "Group", "views": [{"name": "a"}, {"name": "b", "concurrently": "Never"}]},
@@ -81,6 +86,7 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", view("é" * 32), NAME_TOO_LONG),
     ("MatviewRefreshPolicy", {"views": [{"schema": "é" * 32, "name": "mv"}]}, NAME_TOO_LONG),
     ("MatviewRefreshPolicy", view("a\0b"), NAME_WITH_NUL),
+    ("MatviewRefreshPolicy", {"views": [{"name": "mv", "dependsOn": [{"name": "é" * 32}]}]}, NAME_TOO_LONG),
     ("MatviewDatabase", {"database": "é" * 32}, NAME_TOO_LONG),
     ("MatviewDatabase", {"database": "a\0b"}, NAME_WITH_NUL),
     ("MatviewDatabase", {"searchPath": ["é" * 32]}, NAME_TOO_LONG),
@@ -93,6 +99,11 @@ OUT_OF_BOUNDS: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", {"views": []}, "spec.views"),
     ("MatviewRefreshPolicy", {"views": [{"name": f"mv_{n}"} for n in range(101)]}, "must have at most 100 items"),
     ("MatviewRefreshPolicy", {"views": [{"name": "mv"}, {"name": "mv"}]}, "spec.views[1]: Duplicate value"),
+    (
+        "MatviewRefreshPolicy",
+        {"views": [{"name": "mv", "dependsOn": [{"name": "a"}, {"schema": "public", "name": "a"}]}]},
+        "spec.views[0].dependsOn[1]: Duplicate value",
+    ),
     ("MatviewRefreshPolicy", view("v" * 300), "spec.views[0].name: Too long"),
     ("MatviewRefreshPolicy", view(""), "spec.views[0].name"),
     ("MatviewRefreshPolicy", {"tenantId": "t" * 64}, "spec.tenantId: Too long"),
@@ -115,6 +126,8 @@ OUT_OF_BOUNDS: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewDatabase", {"searchPath": ["s"] * 17}, "must have at most 16 items"),
     ("MatviewRefreshPolicy", {"analyze": "Always"}, 'supported values: "Auto", "Never"'),
     ("MatviewDatabase", {"limits": {"lockTimeoutMillis": 0}}, "greater than or equal to 1"),
+    ("MatviewRefreshPolicy", {"retry": {"limit": 21}}, "less than or equal to 20"),
+    ("MatviewDatabase", {"inventory": {"checkIntervalSeconds": 29}}, "greater than or equal to 30"),
 ]
 
 REFUSED = [*BROKEN_RULES, *OUT_OF_BOUNDS]
@@ -125,8 +138,10 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("MatviewRefreshPolicy", {"tenantId": "Müller & Söhne, 東京", "isolation": "Tenant"}),
     ("MatviewRefreshPolicy", view('Odd"; drop table x --')),
     ("MatviewRefreshPolicy", view("é" * 31)),
+    ("MatviewRefreshPolicy", {"retry": {"limit": 0, "backoffSeconds": 600}}),
     ("MatviewRefreshPolicy", {"views": [{"name": "mv", "schema": "a"}, {"name": "mv", "schema": "b"}]}),
     ("MatviewRefreshPolicy", {"views": [{"name": f"{'v' * 60}{n}"} for n in range(100)]}),
+    ("MatviewRefreshPolicy", {"views": [{"name": "mv", "dependsOn": [{"name": f"d{n}"} for n in range(100)]}]}),
     ("MatviewDatabase", {"searchPath": ["app", 'Odd, "name"; --']}),
     ("MatviewDatabase", {"sslMode": "verify-ca", "database": "Ünïcode"}),
 ]

@@ -20,7 +20,7 @@ from sandbox.pgtemplate import SUPERUSER
 from tests.database import APP_OWNER, MV_OPERATOR, quoted
 from tests.hostile import NEAR, Attack, Wish, attacks, group_attacks
 from tests.statements import StatementLog, fixed_statements
-from tests.unit.ports import MemorySecrets
+from tests.unit.ports import MemoryMetrics, MemorySecrets
 
 from matview_operator import RefreshOutcome
 from matview_operator.adapters.kube.status_writer import status_document
@@ -43,10 +43,14 @@ from matview_operator.domain.status import Standing, after_slot, fresh_after, wi
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import IDENTIFIER_BYTES
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.flights import Flights
+from matview_operator.engine.order import Order
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Key, ObjectRef, SystemClock
 from matview_operator.engine.registry import Database as KnownDatabase
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.turns import Turns
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -93,14 +97,20 @@ class Target:
         self.secrets = MemorySecrets()
         # Kept as long as it can be: what one policy left in a session would meet the next one's run.
         self.pool = Pool(idle_seconds=60)
+        budget = Budget(limit_of=lambda _: 1, limit_in_all=1)
+        self.order = Order(registry=self.registry)
         self.runner = SlotRunner(
             registry=self.registry,
             executor=Refresher(self.pool),
             secrets=self.secrets,
             destinations=Destinations.read(["127.0.0.0/8"]),
-            budget=Budget(limit_of=lambda _: 1, limit_in_all=1),
+            budget=budget,
+            flights=Flights(budget=budget, clock=SystemClock()),
+            pauses=Pauses(),
+            metrics=MemoryMetrics(),
             clock=SystemClock(),
             random=Random(1),  # noqa: S311 - jitter
+            turns=Turns(registry=self.registry, order=self.order, clock=SystemClock()),
         )
 
     async def attack(self, attack: Attack) -> None:
@@ -117,6 +127,7 @@ class Target:
             },
             "spec": {
                 **attack.policy,
+                "retry": {"limit": 0},
                 "views": [
                     {"schema": schema, "name": name} | ({} if wish.guard is None else {"guard": wish.guard})
                     for (schema, name), wish in zip(views, attack.wishes, strict=True)
@@ -198,6 +209,7 @@ class Target:
     async def _run(self, policy: MatviewRefreshPolicy, database: MatviewDatabaseSpec, attack: Attack) -> SlotReport:
         meta, spec = policy.metadata, policy.spec
         key = Key(NAMESPACE, spec.database_ref.name)
+        self.order.learn(key, {})  # nobody else looks
         known = KnownDatabase(
             ref=ObjectRef(kind="MatviewDatabase", key=key, uid="d"),
             generation=1,

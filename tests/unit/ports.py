@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -17,6 +17,7 @@ from matview_operator.domain.mode import ModeChoice
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.domain.server import ServerFacts
+from matview_operator.domain.view import ViewName
 from matview_operator.engine.ports import Key
 
 EPOCH = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -68,6 +69,8 @@ class MemoryExecutor:
 
     clock: VirtualClock
     seconds: float = 0.1
+    slow: dict[str, float] = field(default_factory=dict)
+    """By view: seconds that its runs take instead."""
     script: dict[str, list[Told | Exception]] = field(default_factory=lambda: defaultdict(list))
     """By view: how its next runs end, in order; then SUCCESS."""
     held_until: dict[str, datetime] = field(default_factory=dict)
@@ -95,9 +98,10 @@ class MemoryExecutor:
             busy = self.running.total() if place == "all" else self.running[place]
             self.most_at_once[place] = max(self.most_at_once[place], busy)
         try:
-            if self.held_until.get(view, EPOCH) > started_at:
+            if self.held_until.get(view, started_at) > started_at:
                 return self._result(run, started_at, LOCK_HELD)
-            await asyncio.sleep(run.timeout_seconds if target.host in self.hung_hosts else self.seconds)
+            seconds = self.slow.get(view, self.seconds)
+            await asyncio.sleep(run.timeout_seconds if target.host in self.hung_hosts else seconds)
         except asyncio.CancelledError:
             self.cancelled.append(view)
             stopped = Told(outcome=RefreshOutcome.INTERRUPTED, reason=RefreshReason.SHUTDOWN)
@@ -155,13 +159,20 @@ class MemoryInspector:
     """By host."""
     facts: dict[str, object] = field(default_factory=dict)
     """What the server is said to be besides."""
+    reads: dict[str, str] = field(default_factory=dict)
+    """By view: those that it reads, with blanks in between."""
     calls: Counter[str] = field(default_factory=Counter)
     """By host."""
     asked: list[ViewCheck] = field(default_factory=list)
     """What the newest call asked."""
 
     async def inspect(
-        self, *, target: ConnectionTarget, checks: Iterable[ViewCheck], allow_superuser: bool
+        self,
+        *,
+        target: ConnectionTarget,
+        checks: Iterable[ViewCheck],
+        allow_superuser: bool,
+        managed: Collection[ViewName] = (),
     ) -> Inspection:
         self.calls[target.host] += 1
         self.asked = asked = list(checks)
@@ -183,7 +194,16 @@ class MemoryInspector:
         )
         facts = replace(plain, **self.facts)  # type: ignore[arg-type]
         well = ModeChoice(RefreshMode.CONCURRENT)
-        return Inspection(server=facts, answers={check: self.answers.get(str(check.view), well) for check in asked})
+        among = {str(view): view for view in managed}
+        return Inspection(
+            server=facts,
+            answers={check: self.answers.get(str(check.view), well) for check in asked},
+            reads={
+                among[view]: {among[other] for other in others.split() if other in among}
+                for view, others in self.reads.items()
+                if view in among
+            },
+        )
 
 
 @dataclass(slots=True)
@@ -233,6 +253,7 @@ class MemoryMetrics:
     runs: Counter[tuple[Key, str]] = field(default_factory=Counter)
     missed: Counter[Key] = field(default_factory=Counter)
     lags: list[float] = field(default_factory=list)
+    retries: Counter[tuple[Key, str]] = field(default_factory=Counter)
     gone: list[Key] = field(default_factory=list)
 
     def run_ended(self, key: Key, result: RefreshResult) -> None:
@@ -243,6 +264,9 @@ class MemoryMetrics:
 
     def slots_missed(self, key: Key, count: int) -> None:
         self.missed[key] += count
+
+    def retried(self, key: Key, reason: RefreshReason) -> None:
+        self.retries[key, reason.value] += 1
 
     def policy_gone(self, key: Key) -> None:
         self.gone.append(key)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from random import Random
+from typing import Any
 
 import pytest
 from tests.unit.world import key, until
 
-from matview_operator.engine.budget import Budget, NoPlace
+from matview_operator.engine.budget import LONG_SECONDS, Budget, NoPlace
 from matview_operator.engine.ports import Key
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
@@ -21,15 +23,24 @@ class Places:
     """A budget and who holds its places."""
 
     def __init__(self, *, in_all: int = 100, **limits: int) -> None:
-        self.limits = {key(name): limit for name, limit in limits.items()}
+        self.limits: defaultdict[Key, int] = defaultdict(lambda: 2)
+        self.limits.update({key(name): limit for name, limit in limits.items()})
         self.budget = Budget(limit_of=lambda database: self.limits[database], limit_in_all=in_all)
         self.running: Counter[Key] = Counter()
         self.most: Counter[Key] = Counter()
         self.most_in_all = 0
         self.began: list[tuple[float, str]] = []
 
-    async def work(self, database: Key, *, seconds: float = 1, name: str = "") -> None:
-        async with self.budget.place(database):
+    async def work(
+        self,
+        database: Key,
+        *,
+        seconds: float = 1,
+        name: str = "",
+        tenant: str | None = None,
+        patience: float | None = None,
+    ) -> None:
+        async with self.budget.place(database, tenant=tenant, seconds=patience):
             self.began.append((asyncio.get_running_loop().time(), name))
             self.running[database] += 1
             self.most[database] = max(self.most[database], self.running[database])
@@ -39,12 +50,22 @@ class Places:
             finally:
                 self.running[database] -= 1
 
-    def start(self, database: Key, *, seconds: float = 1, name: str = "") -> asyncio.Task[None]:
-        return asyncio.create_task(self.work(database, seconds=seconds, name=name))
+    def start(self, database: Key, **work: Any) -> asyncio.Task[None]:
+        return asyncio.create_task(self.work(database, **work))
 
     @property
     def is_empty(self) -> bool:
-        return not self.budget._gates and self.budget._in_all.is_empty and self.budget.waiting == 0
+        return not (
+            self.budget._queues
+            or self.budget._ready
+            or self.budget._idle
+            or self.budget._recent
+            or self.budget._alarm
+            or self.budget._ready._databases
+            or self.budget._ready._namespaces._had
+            or self.budget._taken
+            or self.budget.waiting
+        )
 
 
 async def test_each_database_has_its_own_limit_and_first_come_is_first_served() -> None:
@@ -212,3 +233,150 @@ async def test_closed_it_gives_no_more_places_and_sends_waiters_away() -> None:
         await places.work(key("d"))
     await asyncio.gather(*holders)
     assert places.is_empty
+
+
+# Fairness.
+
+
+@pytest.mark.parametrize("places_of_a", [1, 3])
+async def test_a_tenant_with_a_thousand_due_views_delays_another_by_one_refresh_per_place(places_of_a: int) -> None:
+    places = Places(a=places_of_a)
+    many = [places.start(A, tenant="many", name="many") for _ in range(1000)]
+    await until(0.5)
+    single = places.start(A, tenant="single", name="single")
+    await single
+    assert [name for _, name in places.began].index("single") == places_of_a  # the next that came free
+    await asyncio.gather(*many)
+    assert places.is_empty
+
+
+async def test_tenants_take_turns_and_each_ones_views_go_in_order() -> None:
+    places = Places(a=1)
+    holder = places.start(A)
+    await until(0.5)
+    work = [("x", 4), ("y", 2), (None, 3)]
+    tasks = [places.start(A, tenant=tenant, name=f"{tenant}{n}") for tenant, count in work for n in range(count)]
+    await asyncio.gather(holder, *tasks)
+    assert [name for _, name in places.began][1:] == ["x0", "y0", "None0", "x1", "y1", "None1", "x2", "None2", "x3"]
+
+
+async def test_who_comes_again_and_again_takes_no_more_turns_than_who_waits() -> None:
+    """One view at a time of each of three tenants, beside one who has many waiting."""
+    places = Places(a=1)
+
+    async def again(tenant: str) -> None:
+        for _ in range(30):
+            await places.work(A, tenant=tenant, name=tenant)
+
+    many = [places.start(A, tenant="many", name="many") for _ in range(30)]
+    await asyncio.gather(*(again(tenant) for tenant in "xyz"), *many)
+    turns = [name for _, name in places.began]
+    for place in range(4, 100, 4):
+        assert Counter(turns[place : place + 4]) == Counter(["many", "x", "y", "z"]), place
+
+
+async def test_a_namespace_with_many_databases_takes_no_more_turns_than_one_with_one() -> None:
+    places = Places(in_all=2)
+    many = [places.start(key(f"db{n}", "many"), name="many") for n in range(100)]
+    await until(0.5)
+    single = places.start(key("db", "single"), name="single")
+    await asyncio.gather(single, *many)
+    assert [name for _, name in places.began].index("single") == 2
+    assert places.is_empty
+
+
+async def test_databases_of_a_namespace_take_turns_for_the_places_in_all() -> None:
+    places = Places(in_all=2, a=1, b=1, c=1)
+    tasks = [places.start(database, name=database.name) for database in [A] * 6 + [B, C]]
+    await asyncio.gather(*tasks)
+    assert [name for _, name in places.began] == ["a", "b", "c", "a", "a", "a", "a", "a"]
+    assert places.is_empty
+
+
+# Servers that hang.
+
+
+async def test_however_many_databases_hang_another_gets_its_first_place_soon() -> None:
+    places = Places(in_all=8)
+    hung = [places.start(key(f"hung{n % 50}", f"n{n % 50}"), seconds=3600) for n in range(100)]
+    await until(1)
+    assert places.most_in_all == 8
+    fine = places.start(key("fine", "f"), name="fine")
+    await fine
+    # 50 databases in turns, eight at first and eight more every ten seconds.
+    (began,) = [began for began, name in places.began if name]
+    assert began <= 50 / 8 * (LONG_SECONDS + 0.01)
+    await until(100)
+    began = asyncio.get_running_loop().time()
+    for n in range(20):
+        await places.work(key(f"other{n}", "f"), name=f"{n}")
+    assert asyncio.get_running_loop().time() == began + 20  # nobody waits any more: one after another, a second each
+    assert places.most_in_all <= 8 + 51
+    assert all(places.most[key(f"hung{n}", f"n{n}")] <= 2 for n in range(50))
+    for task in hung:
+        task.cancel()
+    await asyncio.gather(*hung, return_exceptions=True)
+    assert places.is_empty
+
+
+async def test_beyond_all_places_a_database_gets_one_and_only_while_it_runs_nothing() -> None:
+    places = Places(in_all=4)
+    hung = [places.start(key(f"hung{n}"), seconds=3600) for n in (0, 0, 1, 1)]
+    fine = [places.start(A, name="a") for _ in range(3)]
+    await asyncio.gather(*fine)
+    first = LONG_SECONDS + 0.001
+    assert [began for began, name in places.began if name] == pytest.approx([first, first + 1, first + 2])
+    assert places.most[A] == 1
+    assert places.most_in_all == 5
+    for task in hung:
+        task.cancel()
+    await asyncio.gather(*hung, return_exceptions=True)
+    assert places.is_empty
+
+
+async def test_places_that_come_and_go_are_never_more_than_all() -> None:
+    places = Places(in_all=4)
+    await asyncio.gather(*(places.start(key(f"db{n % 30}"), seconds=LONG_SECONDS - 1) for n in range(300)))
+    assert places.most_in_all == 4
+    assert places.is_empty
+
+
+# Nothing is left behind.
+
+
+async def test_ten_thousand_who_wait_and_go_leave_nothing_behind() -> None:
+    places = Places(in_all=4)
+    work = [(key(f"db{n % 100}", f"n{n % 10}"), f"t{n % 1000}") for n in range(10_000)]
+    holders = [places.start(key(f"holder{n}"), seconds=50) for n in range(4)]
+    await until(1)
+    waiters = [
+        places.start(database, tenant=tenant, patience=5 if n % 2 else None)
+        for n, (database, tenant) in enumerate(work)
+    ]
+    await until(2)
+    assert places.budget.waiting == 10_000
+    await until(7)
+    assert places.budget.waiting == 5_000
+    for waiter in waiters:
+        waiter.cancel()
+    ends = Counter(type(end) for end in await asyncio.gather(*waiters, return_exceptions=True))
+    assert ends == {NoPlace: 5_000, asyncio.CancelledError: 5_000}
+    assert set(places.budget._queues) == {key(f"holder{n}") for n in range(4)}
+    await asyncio.gather(*holders)
+    assert places.is_empty
+
+
+async def test_no_wait_is_slower_for_how_many_wait() -> None:
+    """Ten thousand waiting take no longer each than one thousand, give or take a noisy machine."""
+
+    async def seconds_for(count: int) -> float:
+        places = Places(in_all=4)
+        began = time.process_time()
+        await asyncio.gather(
+            *(places.start(key(f"db{n % 100}", f"n{n % 10}"), tenant=f"t{n % 500}") for n in range(count))
+        )
+        assert places.is_empty
+        return (time.process_time() - began) / count
+
+    few = min([await seconds_for(1000) for _ in range(3)])
+    assert await seconds_for(10_000) < 4 * few

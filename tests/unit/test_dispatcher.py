@@ -28,6 +28,8 @@ class Worked:
         self.cancelled: list[str] = []
         self.superseded: list[tuple[Key, str]] = []
         self.late: list[tuple[Key, str]] = []
+        self.due: list[tuple[Key, str]] = []
+        """Taken and not over."""
         self.fails: set[str] = set()
         self.stubborn_seconds = 0.0
         self.dispatcher = Dispatcher(
@@ -35,6 +37,8 @@ class Worked:
             work=self.work,
             superseded=lambda place, slot: self.superseded.append((place, name(slot))),
             late=lambda place, slot: self.late.append((place, name(slot))),
+            taken=lambda place, slot: self.due.append((place, name(slot))),
+            over=lambda place, slot: self.due.remove((place, name(slot))),
         )
 
     async def work(self, place: Key, slot: Slot) -> None:

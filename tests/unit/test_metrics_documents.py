@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from matview_operator.adapters.metrics import PolicyReading, PrometheusMetrics
-from matview_operator.api.outcome import RefreshOutcome
+from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.domain.result import RefreshResult
 from matview_operator.engine.ports import Key
 
@@ -41,6 +41,7 @@ def exposition() -> str:
     )
     metrics.slot_started(lag_seconds=0.1)
     metrics.slots_missed(KEY, 1)
+    metrics.retried(KEY, RefreshReason.CONNECTION_FAILED)
     return metrics.exposition().decode()
 
 

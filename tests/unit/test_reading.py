@@ -53,6 +53,8 @@ POLICY: dict[str, Any] = {
         "analyze": "Auto",
         "consistency": "Group",
         "suspend": False,
+        "jitterSeconds": 20,
+        "retry": {"limit": 5, "backoffSeconds": 20, "maxBackoffSeconds": 300},
         "historyLimit": 5,
     },
     "status": {
@@ -82,6 +84,7 @@ DATABASE: dict[str, Any] = {
         "allowSuperuser": False,
         "searchPath": ["app"],
         "limits": {"maxConcurrentRefreshes": 2, "timeoutSeconds": 3600, "lockTimeoutMillis": 1500},
+        "inventory": {"checkIntervalSeconds": 600},
         "suspend": False,
     },
     "status": {

@@ -20,6 +20,7 @@ from tests.unit.ports import (
     LOCK_HELD,
     UNKNOWN,
     MemoryExecutor,
+    MemoryMetrics,
     MemorySecrets,
     Told,
     VirtualClock,
@@ -36,9 +37,13 @@ from matview_operator.domain.destination import Destinations
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.flights import Flights
+from matview_operator.engine.order import Order
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import ObjectRef
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.turns import Turns
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
 
@@ -56,14 +61,21 @@ class Runs:
         self.executor = MemoryExecutor(self.clock)
         self.secrets = MemorySecrets()
         self.budget = Budget(limit_of=lambda _: 1, limit_in_all=10)
+        self.pauses = Pauses()
+        order = Order(registry=self.registry)
+        order.learn(key("db"), {})
         self.runner = SlotRunner(
             registry=self.registry,
             executor=self.executor,
             secrets=self.secrets,
             destinations=Destinations(),
             budget=self.budget,
+            pauses=self.pauses,
+            metrics=MemoryMetrics(),
+            flights=Flights(budget=self.budget, clock=self.clock),
             clock=self.clock,
             random=Random(5),  # noqa: S311 - jitter
+            turns=Turns(registry=self.registry, order=order, clock=self.clock),
         )
         self.database()
 
@@ -257,7 +269,7 @@ async def test_an_unknown_commit_is_tried_again_and_then_known() -> None:
     runs = Runs()
     runs.executor.script["a"] = [UNKNOWN, UNKNOWN]
     assert outcomes(await runs.run(runs.policy())) == BOTH_FRESH
-    assert runs.executor.views == ["a", "a", "a", "b"]
+    assert runs.executor.views == ["a", "b", "a", "a"]
 
 
 async def test_a_commit_that_stays_unknown_is_told_so_at_the_deadline() -> None:
@@ -266,13 +278,6 @@ async def test_a_commit_that_stays_unknown_is_told_so_at_the_deadline() -> None:
     report = await runs.run(runs.policy())
     assert outcomes(report)[0][1] is RefreshOutcome.UNKNOWN
     assert report.failed == 1
-
-
-async def test_a_failure_is_not_tried_again_in_its_slot() -> None:
-    runs = Runs()
-    runs.executor.script["a"] = [FAILED]
-    await runs.run(runs.policy())
-    assert runs.executor.views == ["a", "b"]
 
 
 # The Secret.
@@ -294,7 +299,8 @@ async def test_the_secret_is_read_once_for_a_slot_and_anew_for_the_next() -> Non
 
 async def test_a_slots_retry_reads_the_secret_anew_and_the_views_after_it_use_what_it_read() -> None:
     runs = Runs()
-    runs.executor.held_until["b"] = at(0.2)
+    runs.executor.seconds = 1
+    runs.executor.held_until["a"] = at(0.2)
     running = runs.start(runs.policy(views=views("a b c")))
     await until(0.15)
     runs.move("moved")
@@ -302,7 +308,7 @@ async def test_a_slots_retry_reads_the_secret_anew_and_the_views_after_it_use_wh
     assert [(call.run.view.name, call.target.host) for call in runs.executor.calls] == [
         ("a", "db"),
         ("b", "db"),
-        ("b", "moved"),
+        ("a", "moved"),
         ("c", "moved"),
     ]
     assert runs.secrets.reads[key("db")] == 2
@@ -371,7 +377,7 @@ async def test_a_database_changed_within_a_slot_is_read_anew_for_the_next_view()
 async def test_an_api_server_that_does_not_answer_for_one_view_is_asked_for_the_next() -> None:
     runs = Runs()
     runs.secrets.unanswered = 1
-    report = await runs.run(runs.policy())
+    report = await runs.run(runs.policy(retry={"limit": 0}))
     assert outcomes(report) == [
         ("a", RefreshOutcome.FAILED, RefreshReason.CONNECTION_FAILED),
         ("b", SUCCESS, None),
@@ -582,7 +588,7 @@ async def test_cancelled_before_anything_was_tried_there_is_nothing_to_report() 
 async def test_cancelled_on_the_ladder_it_ends_at_once() -> None:
     runs = Runs()
     runs.executor.held_until["a"] = at(10_000)
-    running = runs.start(runs.policy())
+    running = runs.start(runs.policy(views=views("a")))
     await until(5)
     running.cancel()
     assert await running is None
@@ -592,16 +598,22 @@ async def test_cancelled_on_the_ladder_it_ends_at_once() -> None:
 async def test_when_the_process_ends_a_held_lock_leaves_its_slot_due() -> None:
     runs = Runs()
     runs.executor.held_until["a"] = at(10_000)
-    held = runs.start(runs.policy())
+    held, both = runs.start(runs.policy("one", views=views("a"))), runs.start(runs.policy("two"))
     await until(5)
     runs.budget.close()
+    runs.pauses.close()
     assert await held is None
+    report = await both
+    assert outcomes(report) == [("a", RefreshOutcome.INTERRUPTED, RefreshReason.SHUTDOWN), ("b", SUCCESS, None)]
+    assert report is not None
+    assert report.stopped
+    assert runs.clock.now() == at(5)
 
 
 async def test_when_the_process_ends_the_run_in_flight_goes_on_and_no_other_begins() -> None:
     runs = Runs()
     running = runs.start(runs.policy())
-    waiting = runs.start(runs.policy("two", uid=uuid.uuid4()))
+    waiting = runs.start(runs.policy("two", uid=uuid.uuid4(), views=views("c d")))
     await until(0.05)
     runs.budget.close()
     assert outcomes(await running) == [("a", SUCCESS, None), ("b", RefreshOutcome.INTERRUPTED, RefreshReason.SHUTDOWN)]

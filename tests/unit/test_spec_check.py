@@ -50,6 +50,9 @@ GOOD: list[dict[str, Any]] = [
     {"views": [{"name": "mv", "guard": {"maxRowLossPercent": 0, "keepTenants": "Tenant Id"}}]},
     {"consistency": "Group", "concurrently": "Always"},
     {"consistency": "View", "concurrently": "Never"},
+    cron("0 * * * *") | {"jitterSeconds": 3600},
+    cron("30 2 * * SUN") | {"jitterSeconds": 86_400},
+    {"schedule": {"everySeconds": 5}, "jitterSeconds": 5},
     {"fromTheFuture": {"a": 1}},
 ]
 
@@ -95,6 +98,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"views": [{"name": "v" * 300}]}, "spec.views[0].name: must have at most 63 characters."),
     ({"views": [{"name": "é" * 32}]}, "spec.views[0]: "),
     ({"views": [{"name": "a\0b"}]}, "spec.views[0]: "),
+    ({"views": [{"name": "mv", "dependsOn": [{"name": "é" * 32}]}]}, "spec.views[0].dependsOn[0]: The name ééé"),
+    (
+        {"views": [{"name": "mv", "dependsOn": [{"schema": "s"}]}]},
+        "spec.views[0].dependsOn[0].name: is missing; write it.",
+    ),
     (
         {"views": [{"name": "mv", "concurrently": "Sometimes"}]},
         "spec.views[0].concurrently: must be one of 'IfPossible'",
@@ -119,9 +127,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"databaseRef": {"name": "../other"}}, "spec.databaseRef.name: must be the name of an object"),
     ({"databaseRef": {"name": "analytics\n"}}, "spec.databaseRef.name: must be the name of an object"),
     ({"databaseRef": {}}, "spec.databaseRef.name: is missing; write it."),
+    ({"jitterSeconds": -1}, "spec.jitterSeconds: must be at least 0."),
+    ({"jitterSeconds": 86_401}, "spec.jitterSeconds: must be at most 86400."),
+    ({"schedule": {"everySeconds": 60}, "jitterSeconds": 61}, "spec.jitterSeconds: 61 is more than the 60 seconds"),
+    (cron("0,20 * * * *") | {"jitterSeconds": 1201}, "spec.jitterSeconds: 1201 is more than the 1200 seconds"),
+    (cron("0,50 * * * *") | {"jitterSeconds": 601}, "spec.jitterSeconds: 601 is more than the 600 seconds"),
+    (cron("55 23,0 * * *") | {"jitterSeconds": 3601}, "spec.jitterSeconds: 3601 is more than the 3600 seconds"),
+    (cron("5 1,23 * * *") | {"jitterSeconds": 7201}, "spec.jitterSeconds: 7201 is more than the 7200 seconds"),
     ({"startingDeadlineSeconds": 10**9}, "spec.startingDeadlineSeconds: must be at most 604800."),
     ({"historyLimit": 0.5}, "spec.historyLimit: must be a whole number."),
     ({"suspend": "perhaps"}, "spec.suspend: must be true or false."),
+    ({"retry": {"limit": 21}}, "spec.retry.limit: must be at most 20."),
+    ({"retry": {"backoffSeconds": 700}}, "spec.retry.backoffSeconds: 700 is more than maxBackoffSeconds, 600;"),
+    ({"retry": {"maxBackoffSeconds": 9}}, "spec.retry.backoffSeconds: 10 is more than maxBackoffSeconds, 9;"),
 ]
 
 
@@ -165,6 +183,10 @@ def test_all_problems_are_named_at_once() -> None:
         ({"sslMode": "prefer"}, "spec.sslMode: must be one of 'disable', 'require', 'verify-ca' or 'verify-full'."),
         ({"limits": {"maxConcurrentRefreshes": 0}}, "spec.limits.maxConcurrentRefreshes: must be at least 1."),
         ({"limits": {"lockTimeoutMillis": 0}}, "spec.limits.lockTimeoutMillis: must be at least 1."),
+        (
+            {"inventory": {"checkIntervalSeconds": 29}},
+            "spec.inventory.checkIntervalSeconds: must be at least 30.",
+        ),
     ],
 )
 def test_a_bad_database_has_one_problem_that_says_what_to_do(spec: dict[str, Any], message: str) -> None:

@@ -152,11 +152,11 @@ def test_what_a_run_did_not_find_out_is_still_true_of_its_view() -> None:
 
 
 def test_failures_in_a_row_are_counted_by_view_and_by_slot() -> None:
-    status = folded(report(FAILED, result()), report(FAILED, FAILED))
+    status = folded(report(FAILED, result()), report(FAILED, FAILED, seconds=30))
     assert [view.consecutive_failures for view in status.views] == [2, 1]
     assert status.consecutive_failures == 2
     # A skip is neither a failure nor freshness.
-    status = after_slot(status, report(SKIPPED, result()), history_limit=5)
+    status = after_slot(status, report(SKIPPED, result(), seconds=60), history_limit=5)
     assert ([view.consecutive_failures for view in status.views], status.consecutive_failures) == ([2, 0], 2)
     status = after_slot(status, report(result(RefreshOutcome.SKIPPED_COVERED), result()), history_limit=5)
     assert ([view.consecutive_failures for view in status.views], status.consecutive_failures) == ([0, 0], 0)
@@ -178,6 +178,16 @@ def test_a_request_is_echoed_even_if_it_failed_and_is_no_slot() -> None:
     assert (status.last_handled_request, status.last_slot_time) == ("r1", at(0))
     assert (status.history[0].request, status.history[0].slot_time) == ("r1", None)
     assert report(result(), slot=asked).correlation_id == "of-request:r1"
+
+
+def test_a_slot_that_was_run_again_is_told_once_as_it_ended_at_last() -> None:
+    before = folded(report(result(), seconds=30), report(FAILED, FAILED, seconds=60))
+    again = after_slot(before, report(FAILED, result(), seconds=60), history_limit=5)
+    assert ([view.consecutive_failures for view in again.views], again.consecutive_failures) == ([1, 0], 1)
+    assert [(entry.slot_time, entry.failed) for entry in again.history] == [(at(60), 1), (at(30), 0)]
+    well = after_slot(again, report(result(), result(), seconds=60), history_limit=5)
+    assert ([view.consecutive_failures for view in well.views], well.consecutive_failures) == ([0, 0], 0)
+    assert [entry.slot_time for entry in well.history] == [at(60), at(30)]
 
 
 def test_the_last_slot_never_goes_back() -> None:
@@ -217,7 +227,7 @@ def test_ready_is_false_at_once_for_a_problem_and_after_three_failed_slots_other
     assert said["Ready"] == ("False", "PermissionDenied", "GRANT it")
     assert said["Stalled"] == ("True", "PermissionDenied", "GRANT it")
 
-    two, three = folded(*[report(FAILED)] * 2), folded(*[report(FAILED)] * 3)
+    two, three = (folded(*(report(FAILED, seconds=30 * n) for n in range(count))) for count in (2, 3))
     assert judged(two)["Ready"][:2] == ("True", "Scheduled")
     assert judged(three)["Ready"] == ("False", "Timeout", "3 slots in a row failed. a: too slow")
     assert judged(after_slot(three, report(result()), history_limit=5))["Ready"][0] == "True"
@@ -225,8 +235,9 @@ def test_ready_is_false_at_once_for_a_problem_and_after_three_failed_slots_other
 
 def test_three_failures_that_need_a_person_are_stalled() -> None:
     denied = result(RefreshOutcome.FAILED, error_type=RefreshReason.PERMISSION_DENIED, error_message="no")
-    assert judged(folded(*[report(denied)] * 3))["Stalled"][:2] == ("True", "PermissionDenied")
-    assert "Stalled" not in judged(folded(*[report(FAILED)] * 3))
+    stalled, failed = (folded(*(report(each, seconds=30 * n) for n in range(3))) for each in (denied, FAILED))
+    assert judged(stalled)["Stalled"][:2] == ("True", "PermissionDenied")
+    assert "Stalled" not in judged(failed)
 
 
 def test_a_reason_of_another_version_does_not_break_the_judgement() -> None:

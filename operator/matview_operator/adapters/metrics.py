@@ -53,6 +53,7 @@ class PrometheusMetrics:
     ) -> None:
         self.registry = CollectorRegistry()
         self._seen: defaultdict[Key, set[tuple[str, str]]] = defaultdict(set)
+        self._retried: defaultdict[Key, set[str]] = defaultdict(set)
         self._measured: defaultdict[str, set[str]] = defaultdict(set)
         self._runs = Counter(
             "matview_runs",
@@ -71,6 +72,12 @@ class PrometheusMetrics:
             "matview_slots_missed",
             "Slots that were not run: later than startingDeadlineSeconds, superseded, or locked out.",
             _PLACE,
+            registry=self.registry,
+        )
+        self._retries = Counter(
+            "matview_retries",
+            "Attempts at a view that were to be made again in the same slot, by the reason why.",
+            (*_PLACE, "reason"),
             registry=self.registry,
         )
         self._lag = Histogram(
@@ -100,8 +107,15 @@ class PrometheusMetrics:
         """Count slots that were not run."""
         self._missed.labels(*key).inc(count)
 
+    def retried(self, key: Key, reason: RefreshReason) -> None:
+        """Count an attempt that is to be made again."""
+        self._retried[key].add(reason.value)
+        self._retries.labels(*key, reason.value).inc()
+
     def policy_gone(self, key: Key) -> None:
         """Drop its series."""
+        for reason in self._retried.pop(key, ()):
+            self._retries.remove(*key, reason)
         for labels in self._seen.pop(key, ()):
             self._runs.remove(*key, *labels)
         measured = self._measured.get(key.namespace, set())

@@ -85,6 +85,18 @@ class DatabaseLimits(Model):
     behind a waiting blocking refresh, so keep it short."""
 
 
+CHECK_INTERVAL_SECONDS = 300
+
+
+class Inventory(Model):
+    """What the operator looks at without refreshing anything."""
+
+    check_interval_seconds: Annotated[int, Field(ge=30, le=86_400)] = CHECK_INTERVAL_SECONDS
+    """How often the database and the views of its policies are looked at, in seconds, besides at every change of
+    a policy or of this object. A view that was created or mended is found no later than this, and a slot that
+    failed for want of it is run again if it may still start."""
+
+
 SearchPath = Annotated[
     tuple[SearchPathSchema, ...],
     Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
@@ -123,6 +135,8 @@ class MatviewDatabaseSpec(Model):
     this field has no effect."""
     limits: DatabaseLimits = DatabaseLimits()
     """Bounds for every refresh on this database, whichever policy asks for it."""
+    inventory: Inventory = Inventory()
+    """How the operator keeps itself informed of what is in this database."""
     suspend: bool = False
     """Whether to leave this database alone altogether: no scheduled refreshes, no requested ones, no checks.
     Slots that become due meanwhile are missed. Refreshes that run at that moment are stopped on the server

@@ -13,6 +13,7 @@ class RefreshOutcome(ClosedSet):
     """Another run that started at or after this slot already did the work."""
     SKIPPED_UNCHANGED = "SKIPPED_UNCHANGED"
     SKIPPED_UPSTREAM = "SKIPPED_UPSTREAM"
+    """A view that this one reads was due with it and failed."""
     REJECTED_BY_GUARD = "REJECTED_BY_GUARD"
     """The new rows were not what the view's guard asks for, or it could not be checked: rolled back."""
     INTERRUPTED = "INTERRUPTED"
@@ -49,6 +50,8 @@ class RefreshReason(ClosedSet):
     SECRET_INVALID = "SecretInvalid"  # noqa: S105 - a reason, not a secret
     HOST_NOT_ALLOWED = "HostNotAllowed"
     SHARED_VIEW = "SharedView"
+    DEPENDENCY_CYCLE = "DependencyCycle"
+    DEPENDENCY_MISSING = "DependencyMissing"
 
     # What the server or its catalogue says.
     VIEW_NOT_FOUND = "ViewNotFound"

@@ -64,6 +64,31 @@ class Schedule(Model):
     that policies with the same interval are due at the same instants, and a restart moves nothing."""
 
 
+class Retry(Model):
+    """How often and after how long a view that failed is tried again in the same slot."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                # Both are there, but for the API server's look at the default of the whole object, which is empty.
+                "!has(self.backoffSeconds) || !has(self.maxBackoffSeconds) || "
+                "self.backoffSeconds <= self.maxBackoffSeconds",
+                "retry.backoffSeconds must not be more than retry.maxBackoffSeconds: raise the one or lower the other",
+            )
+        )
+    )
+
+    limit: Annotated[int, Field(ge=0, le=20)] = 3
+    """How many times a view that failed may be tried again in one slot or for one request; 0: never. A lock
+    that somebody else holds is waited for besides."""
+    backoff_seconds: Annotated[int, Field(ge=1, le=3600)] = 10
+    """The longest pause before the first of them, in seconds. It doubles with each; the pause is a random part
+    of it."""
+    max_backoff_seconds: Annotated[int, Field(ge=1, le=86_400)] = 600
+    """The longest pause of all, in seconds. What lasts, as a full disk or a query that fails, is tried again
+    after half of it at the earliest."""
+
+
 class MatviewRefreshPolicySpec(Model):
     """Which views, when, and how."""
 
@@ -77,6 +102,10 @@ class MatviewRefreshPolicySpec(Model):
                 "self.consistency != 'Group' || (self.concurrently != 'Never' && "
                 "self.views.all(view, !has(view.concurrently) || view.concurrently != 'Never'))",
                 "consistency Group and concurrently Never exclude each other: readers would wait for the whole group",
+            ),
+            rule(
+                "!has(self.schedule.everySeconds) || self.jitterSeconds <= self.schedule.everySeconds",
+                "jitterSeconds must be no more than schedule.everySeconds",
             ),
         )
     )
@@ -94,7 +123,8 @@ class MatviewRefreshPolicySpec(Model):
     """Under isolation Tenant: the PostgreSQL setting that holds the tenant id during the refresh, for the
     policies of row-level security to read. It is set for the one transaction only."""
     views: Views
-    """The materialized views, 1 to 100, refreshed one after another in this order."""
+    """The materialized views, 1 to 100, refreshed one after another in this order, but for a view that reads others:
+    it comes after those, and after those of other policies that are due no later."""
     consistency: Consistency = Consistency.VIEW
     """View: each view is refreshed for itself, and shows its own instant. Group: all views are refreshed in one
     transaction and show the same instant, or all keep their old rows; a view comes after those of the group
@@ -103,6 +133,11 @@ class MatviewRefreshPolicySpec(Model):
     group's, at most limits.timeoutSeconds of the MatviewDatabase."""
     schedule: Schedule
     """When the views are due. Nothing is run when a policy is applied: the next slot is the first."""
+    jitter_seconds: Annotated[int, Field(ge=0, le=86_400)] = 0
+    """By how many seconds at most the slots of this policy come later than its schedule says, so that a thousand
+    policies with the same schedule do not all begin at the same instant. How much of it a policy takes follows
+    from its UID and never changes: its slots are as far apart as without. No longer than the shortest time
+    between two of the schedule's slots."""
     starting_deadline_seconds: Annotated[int, Field(ge=1, le=604_800)] = 300
     """How late a slot may start, in seconds. A later one is missed and counted, not run; after a pause only
     the newest slot that is still in time is run."""
@@ -117,6 +152,9 @@ class MatviewRefreshPolicySpec(Model):
     suspend: bool = False
     """Whether to stop the schedule. A requested refresh still runs: annotate the policy with
     matviews.skeldir.io/requestedAt to ask for one."""
+    retry: Retry = Retry()
+    """What becomes of a view that failed for a reason that may pass, as a server that restarts. It is tried
+    again in the same slot, never past the next one; the policy's other views do not wait for it."""
     history_limit: Annotated[int, Field(ge=0, le=50)] = 5
     """How many past slots status.history keeps."""
 

@@ -44,6 +44,27 @@ class Guard(Model):
     one of the new."""
 
 
+class ViewRef(Model):
+    """A view that some policy of the same MatviewDatabase names."""
+
+    schema_name: Annotated[Identifier, Field(alias="schema")] = "public"
+    """Schema of the view, literally as in pg_namespace."""
+    name: Identifier
+    """Name of the view, literally as in pg_class."""
+
+
+ViewRefs = Annotated[
+    tuple[ViewRef, ...],
+    Field(
+        max_length=100,
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["schema", "name"],
+        },
+    ),
+]
+
+
 class ViewSpec(Model):
     """One view of a policy. Its own fields have no default in the schema: a default would mask the policy's
     value.
@@ -58,6 +79,10 @@ class ViewSpec(Model):
     timeout_seconds: Optional[Annotated[int, Field(ge=1, le=86_400)]] = None
     """The longest that a refresh of this view may take, in seconds; at most, and by default, the
     limits.timeoutSeconds of the MatviewDatabase."""
+    depends_on: Optional[ViewRefs] = None
+    """Views that this one reads though the catalogue does not say so, as inside a function, 100 at most; each has to be
+    named by a policy of the same MatviewDatabase. What the catalogue knows need not be written. Where they are due
+    together, this view is refreshed after them, and not at all if one of them fails."""
     guard: Optional[Guard] = None
     """What the refreshed rows must be like. It is checked before COMMIT, in the refresh's own transaction: if
     they are not, or if it cannot be checked, all is rolled back, the outcome is REJECTED_BY_GUARD, and

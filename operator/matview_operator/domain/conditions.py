@@ -30,6 +30,8 @@ NEEDS_A_PERSON = frozenset(
     {
         RefreshReason.INVALID_SPEC,
         RefreshReason.SHARED_VIEW,
+        RefreshReason.DEPENDENCY_CYCLE,
+        RefreshReason.DEPENDENCY_MISSING,
         RefreshReason.NOT_MATERIALIZED_VIEW,
         RefreshReason.NO_UNIQUE_INDEX,
         RefreshReason.PERMISSION_DENIED,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from matview_operator.api.policy import Isolation
 from matview_operator.api.view import Concurrently, Guard
@@ -33,3 +33,5 @@ class Inspection:
 
     server: ServerFacts
     answers: Mapping[ViewCheck, ModeChoice | Problem]
+    reads: Mapping[ViewName, Collection[ViewName]] = field(default_factory=dict)
+    """Of the managed views: which others of them each reads, through ordinary views too."""

@@ -47,6 +47,8 @@ class Run:
     """Schemas between pg_catalog and pg_temp, literal; without effect on PostgreSQL 17 and later."""
     guard: Guard | None = None
     """What the new rows must be like, or the run is rejected."""
+    depends_on: tuple[ViewName, ...] = ()
+    """Views that it reads beside those that the catalogue knows of; for the order within a group."""
 
     @property
     def lock_token(self) -> TenantToken:

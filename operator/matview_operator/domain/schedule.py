@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
-
-from cronsim import CronSim
 
 from matview_operator.api.policy import Schedule
+from matview_operator.domain.cron import Calendar, calendar
+from matview_operator.domain.local_time import changes, first_change, last_change, offset_at
 
-COUNTED_SLOTS = 1000
-"""A gap is counted up to here; a cron expression has to be walked slot by slot."""
-
-_SECOND = timedelta(seconds=1)
-_NOTHING = timedelta()
+_DAY = timedelta(days=1)
+"""No change of clocks leaves out or repeats more."""
+_INSTANT = timedelta(microseconds=1)
 
 
 class Due(NamedTuple):
     """What a schedule owes at an instant."""
 
     slots: int
-    """At most COUNTED_SLOTS."""
     newest: datetime | None
     """None if nothing is due."""
     following: datetime
@@ -35,58 +30,96 @@ class Timetable:
     """The slots of one schedule, all in UTC. The schedule has passed check_policy."""
 
     schedule: Schedule
+    jitter_seconds: int = 0
+    delay: timedelta = timedelta()
+    """The policy's part of the jitter, by which all its slots come later than the schedule's instants."""
 
     def next_after(self, instant: datetime) -> datetime:
         """The first slot strictly after this instant."""
-        if self.schedule.every_seconds is not None:
-            return _multiple(instant, self.schedule.every_seconds) + timedelta(seconds=self.schedule.every_seconds)
-        return next(self._after(instant))
+        return self._next_after(instant - self.delay) + self.delay
 
     def newest_at(self, instant: datetime) -> datetime:
         """The newest slot at or before this instant."""
-        if self.schedule.every_seconds is not None:
-            return _multiple(instant, self.schedule.every_seconds)
-        local = instant.astimezone(self._zone)
-        # In the second passing of an hour that autumn repeats, cronsim would not look at the first one's end.
-        repeated = (local.replace(fold=0).utcoffset() or _NOTHING) - (local.utcoffset() or _NOTHING)
-        start = (instant.replace(microsecond=0) + _SECOND + repeated).astimezone(self._zone)
-        slots = (slot.astimezone(UTC) for slot in CronSim(self.schedule.cron or "", start, reverse=True))
-        return next(slot for slot in slots if slot <= instant)
+        return self._newest_at(instant - self.delay) + self.delay
 
     def due_between(self, after: datetime, until: datetime) -> Due:
         """What became due after the one instant, up to and including the other, and what will be next."""
-        every = self.schedule.every_seconds
-        if every is not None:
-            newest = _multiple(until, every)
-            gap = (newest - _multiple(after, every)) // timedelta(seconds=every)
-            following = max(newest, _multiple(after, every)) + timedelta(seconds=every)
-            return Due(min(gap, COUNTED_SLOTS), newest, following) if gap > 0 else Due(0, None, following)
-        count, newest_yet = 0, None
-        for slot in self._after(after):
-            if slot > until:
-                return Due(count, newest_yet, slot)
-            count, newest_yet = count + 1, slot
-            if count == COUNTED_SLOTS:
-                break
-        return Due(count, self.newest_at(until), self.next_after(until))
+        following = self.next_after(max(after, until))
+        newest = self.newest_at(until)
+        if newest <= after:
+            return Due(0, None, following)
+        return Due(self._count(after - self.delay, until - self.delay), newest, following)
 
     def describe(self) -> str:
         """The schedule in words, for `kubectl get`."""
-        if self.schedule.every_seconds is not None:
-            return f"every {self.schedule.every_seconds}s"
-        return f"{self.schedule.cron} {self.schedule.time_zone}"
+        every, jitter = self.schedule.every_seconds, f" jitter {self.jitter_seconds}s" if self.jitter_seconds else ""
+        return (f"{self.schedule.cron} {self.schedule.time_zone}" if every is None else f"every {every}s") + jitter
 
     @property
-    def _zone(self) -> ZoneInfo:
-        return ZoneInfo(self.schedule.time_zone)
+    def _calendar(self) -> Calendar:
+        return calendar(self.schedule.cron or "")
 
-    def _after(self, instant: datetime) -> Iterator[datetime]:
-        # cronsim, not croniter: at the autumn change of clocks a job at 02:30 is due once.
-        for slot in CronSim(self.schedule.cron or "", instant.astimezone(self._zone)):
-            due = slot.astimezone(UTC)
-            # In the hour's second passing cronsim begins with slots of the first one, which are over.
-            if due > instant:
-                yield due
+    def _next_after(self, instant: datetime) -> datetime:
+        if self.schedule.every_seconds is not None:
+            return _multiple(instant, self.schedule.every_seconds) + timedelta(seconds=self.schedule.every_seconds)
+        begin, offset, low = self._from(instant)
+        while True:
+            slot = max(begin, _utc(self._calendar.first_from(low), offset))
+            change = first_change(self.schedule.time_zone, after=begin, until=slot)
+            if change is None:
+                return slot
+            begin, offset = change.at, change.after
+            low = _local(begin, change.before if self._calendar.is_fixed else change.after)
+
+    def _newest_at(self, instant: datetime) -> datetime:
+        if self.schedule.every_seconds is not None:
+            return _multiple(instant, self.schedule.every_seconds)
+        end, offset = instant, offset_at(self.schedule.time_zone, instant)
+        high = _local(end, offset)
+        while True:
+            local = self._calendar.last_to(high)
+            slot = _utc(local, offset)
+            change = last_change(self.schedule.time_zone, after=slot - _DAY, until=end)
+            if change is None:
+                return slot
+            if local >= _local(change.at, change.before if self._calendar.is_fixed else change.after):
+                return max(change.at, slot)
+            end, offset = change.at - _INSTANT, change.before
+            high = _local(end, offset)
+
+    def _from(self, instant: datetime) -> tuple[datetime, timedelta, datetime]:
+        """Where slots after an instant begin: there, by this offset, from this local time on."""
+        offset = offset_at(self.schedule.time_zone, instant)
+        low = _local(instant, offset) + _INSTANT
+        change = last_change(self.schedule.time_zone, after=instant - _DAY, until=instant)
+        if change is not None and self._calendar.is_fixed:
+            low = max(low, _local(change.at, change.before))  # what is shown for the second time had its slot
+        return instant, offset, low
+
+    def _count(self, after: datetime, until: datetime) -> int:
+        every = self.schedule.every_seconds
+        if every is not None:
+            return (_multiple(until, every) - _multiple(after, every)) // timedelta(seconds=every)
+        count = self._calendar.count
+        slots = 0
+        _, offset, low = self._from(after)
+        for change in changes(self.schedule.time_zone, after=after, until=until):
+            slots += count(low, _local(change.at, offset))
+            offset, low = change.after, _local(change.at, change.after)
+            if self._calendar.is_fixed:
+                left_out_from, low = _local(change.at, change.before), max(low, _local(change.at, change.before))
+                if left_out_from < low and count(left_out_from, low + _INSTANT):
+                    # All that is left out, and what is at its end, is one slot.
+                    slots, low = slots + 1, low + _INSTANT
+        return slots + count(low, _local(until, offset) + _INSTANT)
+
+
+def _local(instant: datetime, offset: timedelta) -> datetime:
+    return instant.astimezone(UTC).replace(tzinfo=None) + offset
+
+
+def _utc(local: datetime, offset: timedelta) -> datetime:
+    return (local - offset).replace(tzinfo=UTC)
 
 
 def _multiple(instant: datetime, seconds: int) -> datetime:

@@ -71,6 +71,8 @@ class SlotReport:
     started_at: datetime
     ended_at: datetime
     results: tuple[tuple[ViewName, RefreshResult], ...]
+    cut_short: bool = False
+    """Whether the process ended while a view that had failed waited for another attempt."""
 
     @property
     def worst(self) -> RefreshResult:
@@ -85,12 +87,12 @@ class SlotReport:
     @property
     def stopped(self) -> bool:
         """Whether our own shutdown ended it."""
-        return any(result.error_type is RefreshReason.SHUTDOWN for _, result in self.results)
+        return self.cut_short or any(result.error_type is RefreshReason.SHUTDOWN for _, result in self.results)
 
     @property
     def broken_off(self) -> bool:
         """Whether we ourselves ended it, which is no failure: by shutdown, or because its database was suspended."""
-        return any(is_stopped(result) for _, result in self.results)
+        return self.cut_short or any(is_stopped(result) for _, result in self.results)
 
     @property
     def lock_held(self) -> bool:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
-from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec, Schedule
+from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec, Retry, Schedule
 from matview_operator.api.scalar import CRON, SETTING
 from matview_operator.api.view import Concurrently, Guard
+from matview_operator.domain.cron import calendar
 from matview_operator.domain.errors import InvalidName
 from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.text import is_printable
@@ -31,7 +32,14 @@ _ANY_INSTANT = datetime(2024, 1, 1, tzinfo=UTC)
 
 def check_policy(spec: MatviewRefreshPolicySpec) -> list[str]:
     """Return what is wrong with a policy's spec by itself, nothing if all is well."""
-    return [*_schedule(spec.schedule), *_tenant(spec), *_views(spec), *_consistency(spec)]
+    return [
+        *_schedule(spec.schedule),
+        *_jitter(spec),
+        *_tenant(spec),
+        *_views(spec),
+        *_consistency(spec),
+        *_retry(spec.retry),
+    ]
 
 
 def check_timeouts(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) -> list[str]:
@@ -80,6 +88,21 @@ def _cron_problem(cron: str) -> str | None:
     return None
 
 
+def _jitter(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
+    every, cron = spec.schedule.every_seconds, spec.schedule.cron
+    if every is not None:
+        shortest = every
+    elif cron is not None and _cron_problem(cron) is None:
+        shortest = calendar(cron).shortest_gap // timedelta(seconds=1)
+    else:
+        return
+    if spec.jitter_seconds > shortest:
+        yield (
+            f"spec.jitterSeconds: {spec.jitter_seconds} is more than the {shortest} seconds between two slots of the "
+            "schedule; lower it."
+        )
+
+
 def _is_known_zone(key: str) -> bool:
     try:
         ZoneInfo(key)
@@ -111,6 +134,11 @@ def _views(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
         if (view.schema_name, view.name) in seen:
             yield f"spec.views[{index}]: {view.schema_name}.{view.name} is listed twice; remove one."
         seen.add((view.schema_name, view.name))
+        for number, other in enumerate(view.depends_on or ()):
+            try:
+                ViewName(schema=other.schema_name, name=other.name)
+            except InvalidName as error:
+                yield f"spec.views[{index}].dependsOn[{number}]: {error}"
         if view.guard is not None:
             yield from (f"spec.views[{index}].guard{problem}" for problem in _guard(view.guard))
 
@@ -123,6 +151,14 @@ def _guard(guard: Guard) -> Iterator[str]:
             check_identifier(guard.keep_tenants, what="column name")
         except InvalidName as error:
             yield f".keepTenants: {error}"
+
+
+def _retry(retry: Retry) -> Iterator[str]:
+    if retry.backoff_seconds > retry.max_backoff_seconds:
+        yield (
+            f"spec.retry.backoffSeconds: {retry.backoff_seconds} is more than maxBackoffSeconds, "
+            f"{retry.max_backoff_seconds}; lower it, or raise the other."
+        )
 
 
 def _consistency(spec: MatviewRefreshPolicySpec) -> Iterator[str]:

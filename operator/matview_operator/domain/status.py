@@ -9,6 +9,7 @@ from datetime import datetime
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import HistoryEntry, MatviewRefreshPolicyStatus, ViewStatus
+from matview_operator.domain.clock_jump import believed
 from matview_operator.domain.conditions import (
     BLOCKING,
     FAILED_SLOTS_UNTIL_NOT_READY,
@@ -57,26 +58,31 @@ def after_slot(
 ) -> MatviewRefreshPolicyStatus:
     """Fold in a slot whose views have all ended. Conditions follow by `with_conditions`.
 
-    A slot that our own shutdown stopped stays due: the next process takes it up.
+    A slot that our own shutdown stopped stays due: the next process takes it up. A slot that was run again is told
+    once, as it ended at last.
     """
     former = {(view.schema_name, view.name): view for view in status.views}
-    views = tuple(_view_status(former.get((view.schema, view.name)), view, result) for view, result in report.results)
     worst, slot = report.worst, report.slot
+    again = slot.request is None and slot.due_at == status.last_slot_time
+    views = tuple(
+        _view_status(former.get((view.schema, view.name)), view, result, again=again) for view, result in report.results
+    )
+    told = [each for each in status.history if slot.request is not None or each.slot_time != slot.due_at]
     entry = HistoryEntry(
         slot_time=None if slot.request is not None else slot.due_at,
         request=slot.request,
         outcome=worst.outcome,
         started_at=report.started_at,
-        duration_ms=round((report.ended_at - report.started_at).total_seconds() * 1000),
+        duration_ms=max(0, round((report.ended_at - report.started_at).total_seconds() * 1000)),
         views=len(report.results),
         failed=report.failed,
         message=worst.error_message,
         correlation_id=report.correlation_id,
     )
-    failed = report.failed > 0 and not report.broken_off
+    failed = report.failed > 0 and not report.broken_off and not again
     changes: dict[str, object] = {
         "views": views,
-        "history": (entry, *status.history)[:history_limit],
+        "history": (entry, *told)[:history_limit],
         "consecutive_failures": 0 if report.fresh else (status.consecutive_failures or 0) + failed,
     }
     if report.fresh:
@@ -86,7 +92,7 @@ def after_slot(
     elif slot.request is not None:
         changes["last_handled_request"] = slot.request
     else:
-        changes["last_slot_time"] = max(slot.due_at, status.last_slot_time or slot.due_at)
+        changes["last_slot_time"] = _last_slot(status, slot.due_at)
     return status.model_copy(update=changes)
 
 
@@ -96,7 +102,7 @@ def after_missed(
     """Fold in slots that were not run; `newest` then counts as handled, so that it is never replayed."""
     changes: dict[str, object] = {"missed_slots": (status.missed_slots or 0) + count}
     if newest is not None:
-        changes["last_slot_time"] = max(newest, status.last_slot_time or newest)
+        changes["last_slot_time"] = _last_slot(status, newest)
     return status.model_copy(update=changes)
 
 
@@ -107,6 +113,18 @@ def fresh_after(report: SlotReport) -> Statement:
     view, result = next((view, result) for view, result in report.results if result.outcome is report.worst.outcome)
     return Statement(
         FRESH, "False", result.error_type or result.outcome.value, f"{view}: {result.error_message or result.outcome}"
+    )
+
+
+def fresh_until_retry(results: Sequence[RefreshResult], *, retry_at: datetime) -> Statement:
+    """What Fresh says while a view that failed waits for its next attempt."""
+    failed = next(result for result in results if not is_fresh(result.outcome))
+    return Statement(
+        FRESH,
+        "False",
+        "Retrying",
+        f"{failed.view_name} is tried again at {retry_at:%Y-%m-%dT%H:%M:%SZ}. "
+        f"{failed.error_type or failed.outcome}: {failed.error_message or failed.outcome}",
     )
 
 
@@ -187,13 +205,18 @@ def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[S
     return [Statement(READY, "True", "Scheduled", "The views can be refreshed; see status.nextSlotTime.")]
 
 
+def _last_slot(status: MatviewRefreshPolicyStatus, slot_time: datetime) -> datetime:
+    return max(slot_time, believed(status.last_slot_time or slot_time, now=slot_time))
+
+
 _REASONS = frozenset(reason.value for reason in RefreshReason)
 
 
-def _view_status(former: ViewStatus | None, view: ViewName, result: RefreshResult) -> ViewStatus:
+def _view_status(former: ViewStatus | None, view: ViewName, result: RefreshResult, *, again: bool) -> ViewStatus:
     failures = 0 if former is None else former.consecutive_failures or 0
     if result.outcome in FAILURES and not is_stopped(result):
-        failures += 1
+        # A slot that was run again counts once.
+        failures = max(1, failures + (not again))
     elif is_fresh(result.outcome):
         failures = 0
     # What a run did not find out is still true of the view: how old its rows are, how large it is.

@@ -7,7 +7,8 @@ import logging
 from datetime import datetime, timedelta
 
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
-from matview_operator.domain.conditions import Statement, Transition
+from matview_operator.domain.clock_jump import believed
+from matview_operator.domain.conditions import FRESH, Statement, Transition, statement_of
 from matview_operator.domain.slot import Slot, SlotReport, is_request_token, requested, scheduled
 from matview_operator.domain.status import (
     after_missed,
@@ -15,22 +16,29 @@ from matview_operator.domain.status import (
     for_views,
     fresh_after,
     fresh_after_missed,
+    fresh_until_retry,
     views_of,
     with_conditions,
 )
+from matview_operator.engine.attempts import Step
 from matview_operator.engine.dispatcher import Dispatcher
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Events, Key, Metrics
 from matview_operator.engine.preflight import Preflights
+from matview_operator.engine.recoveries import Recoveries
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.runner import SlotRunner
 from matview_operator.engine.timers import Timers
+from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
 _BETWEEN_REQUESTS = timedelta(seconds=1)
 """Of one policy: whoever may annotate it could otherwise have it refreshed, and written, without a pause."""
 _AFTER_A_BUG = timedelta(seconds=60)
+_WORTH_TELLING = timedelta(seconds=5)
+"""A shorter wait for another attempt is over before anybody reads of it."""
 
 
 class Agenda:
@@ -46,28 +54,46 @@ class Agenda:
         runner: SlotRunner,
         reporter: Reporter,
         preflights: Preflights,
+        pauses: Pauses,
         events: Events,
         metrics: Metrics,
         clock: Clock,
+        turns: Turns,
     ) -> None:
         self._registry = registry
+        self._turns = turns
         self._runner = runner
         self._reporter = reporter
         self._preflights = preflights
+        self._pauses = pauses
+        self._recoveries = Recoveries(registry=registry, pauses=pauses, clock=clock)
         self._events = events
         self._metrics = metrics
         self._clock = clock
-        self.timers = Timers(clock=clock, fire=self._fire)
-        self.dispatcher = Dispatcher(clock=clock, work=self._work, superseded=self._superseded, late=self._late)
+        self.timers = Timers(clock=clock, fire=self._fire, set_back=self._set_back)
+        self.dispatcher = Dispatcher(
+            clock=clock,
+            work=self._work,
+            superseded=self._superseded,
+            late=self._late,
+            taken=turns.taken,
+            over=turns.over,
+        )
 
     def schedule(self, policy: Policy) -> None:
-        """Take up what is due and set the timer, or stop it where the schedule is suspended."""
+        """Take up what is due and set the timer, or stop it where the schedule is suspended.
+
+        What waits to be tried again looks what changed.
+        """
+        self._pauses.wake(policy.key)
         timetable = policy.timetable
         if timetable is None or self.is_suspended(policy):
             self.timers.cancel(policy.key)
             self.dispatcher.forget_slot(policy.key)
             return
-        due = timetable.due_between(policy.taken_until, self._clock.now())
+        now = self._clock.now()
+        policy.taken_until = believed(policy.taken_until, now=now)
+        due = timetable.due_between(policy.taken_until, now)
         if due.newest is not None:
             self._take(policy, due.newest, count=due.slots)
         self.timers.set(policy.key, due.following)
@@ -116,6 +142,14 @@ class Agenda:
             return
         deadline = policy.spec.starting_deadline_seconds
         self.dispatcher.submit(policy.key, requested(token, now=self._clock.now(), starting_deadline_seconds=deadline))
+        self._pauses.wake(policy.key)
+
+    def judged(self, policy: Policy) -> None:
+        """Tell what a preflight found, and run a failed slot again if all is well now and it may still start."""
+        self.publish(policy)
+        slot = None if self.is_suspended(policy) else self._recoveries.judged(policy)
+        if slot is not None:
+            self.dispatcher.submit(policy.key, slot)
 
     def publish(self, policy: Policy, *, fresh: Statement | None = None) -> None:
         """Bring the policy's conditions up to date and have its status written if it says anything new."""
@@ -125,6 +159,7 @@ class Agenda:
         """Forget a deleted policy at once; what it runs is stopped on the server."""
         self.timers.cancel(policy.key)
         self.dispatcher.forget(policy.key)
+        self._recoveries.forget(policy.key)
         self._metrics.policy_gone(policy.key)
 
     def is_suspended(self, policy: Policy) -> bool:
@@ -149,14 +184,20 @@ class Agenda:
 
     def _fire(self, key: Key, due: datetime) -> None:
         policy = self._registry.policies.get(key)
-        if policy is None:
-            return
+        if policy is not None:
+            self._schedule(policy, due)
+
+    def _set_back(self) -> None:
+        for key, policy in self._registry.policies.items():
+            self._schedule(policy, self.timers.due(key) or self._clock.now())
+
+    def _schedule(self, policy: Policy, due: datetime) -> None:
         try:
             self.schedule(policy)
         except Exception:
             # The timers are everybody's: one policy's bug must not stop them, nor its own next slot.
-            log.exception("slot not taken up", extra={"action": "schedule", "policy": str(key)})
-            self.timers.set(key, max(due, self._clock.now()) + _AFTER_A_BUG)
+            log.exception("slot not taken up", extra={"action": "schedule", "policy": str(policy.key)})
+            self.timers.set(policy.key, max(due, self._clock.now()) + _AFTER_A_BUG)
 
     def _take(self, policy: Policy, newest: datetime, *, count: int) -> None:
         assert policy.spec is not None  # it has a timetable
@@ -171,6 +212,8 @@ class Agenda:
     async def _work(self, key: Key, slot: Slot) -> None:
         if slot.request is not None:
             await self._space_requests(key)
+        elif self._turns.follows(key):
+            await self.timers.caught_up()  # what it reads may be due at the same instant
         policy = self._registry.policies.get(key)
         if policy is None or policy.spec is None:
             return
@@ -179,7 +222,14 @@ class Agenda:
                 return  # superseded, withdrawn or answered while it waited
             policy.working_on, policy.request_begun_at = slot.request, self._clock.now()
             self.publish(policy)
-        report = await self._runner.run(policy, slot)
+        begun = self._recoveries.begun(policy)
+        report = await self._runner.run(
+            policy,
+            slot,
+            newer=lambda: self.dispatcher.has_newer(key),
+            waits=lambda step: self._waits(key, step),
+            kept=self._recoveries.kept(key, slot),
+        )
         current = self._registry.policies.get(key)
         if current is None or current.ref.uid != policy.ref.uid:
             return
@@ -187,6 +237,16 @@ class Agenda:
             self._not_begun(current, slot)
         else:
             self._finished(current, report, begun_as=policy)
+            self._recoveries.ended(key, report, begun=begun)
+
+    def _waits(self, key: Key, step: Step) -> None:
+        """Tell of a longer wait for another attempt, once: Fresh that is False already says enough."""
+        policy, now = self._registry.policies.get(key), self._clock.now()
+        if policy is None or step.due_at is None or step.due_at - now < _WORTH_TELLING:
+            return
+        fresh = statement_of(policy.status.conditions, FRESH)
+        if fresh is None or fresh.status != "False":
+            self.publish(policy, fresh=fresh_until_retry(step.results, retry_at=step.due_at))
 
     async def _space_requests(self, key: Key) -> None:
         """Wait until the policy's last request is a second old; of those that come meanwhile the newest is run."""
@@ -213,13 +273,16 @@ class Agenda:
         return is_a_slot and not self.is_suspended(policy)
 
     def _finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy) -> None:
-        for _, result in report.results:
-            self._metrics.run_ended(policy.key, result)
+        kept = self._recoveries.kept(policy.key, report.slot)
+        for view, result in report.results:
+            if view not in kept:
+                self._metrics.run_ended(policy.key, result)
         if report.slot.request is not None:
             policy.working_on = None
         else:
-            lag = (report.started_at - report.slot.due_at).total_seconds()
-            self._metrics.slot_started(lag_seconds=max(0.0, lag))
+            if not self._recoveries.is_again(policy.key, report.slot):
+                lag = (report.started_at - report.slot.due_at).total_seconds()
+                self._metrics.slot_started(lag_seconds=max(0.0, lag))
             if report.lock_held and not report.stopped:
                 policy.missed += 1
                 self._metrics.slots_missed(policy.key, 1)
@@ -234,15 +297,15 @@ class Agenda:
             # Find out now, not at the next period, whether all is well again, or whether it needs a person.
             self._preflights.ask(policy.database_key, [policy.key])
 
-    def _superseded(self, key: Key, _slot: Slot) -> None:
+    def _superseded(self, key: Key, slot: Slot) -> None:
         policy = self._registry.policies.get(key)
-        if policy is not None:
+        if policy is not None and not self._recoveries.is_again(key, slot):
             self._metrics.slots_missed(key, 1)
             policy.missed += 1  # told with the next slot's result: a write per skipped slot would be a storm
 
     def _late(self, key: Key, slot: Slot) -> None:
         policy = self._registry.policies.get(key)
-        if policy is not None:
+        if policy is not None and not self._recoveries.is_again(key, slot):
             self._metrics.slots_missed(key, 1)
             status = after_missed(policy.status, count=policy.missed + 1, newest=slot.due_at)
             policy.missed = 0

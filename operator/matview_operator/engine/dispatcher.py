@@ -18,6 +18,8 @@ class _Lane:
     """What one policy has in flight and waiting."""
 
     task: asyncio.Task[None] | None = None
+    current: Slot | None = None
+    """What the task works on."""
     begun: bool = False
     """Whether the task has had its first turn."""
     slot: Slot | None = None
@@ -34,14 +36,19 @@ class Dispatcher:
         work: Callable[[Key, Slot], Awaitable[None]],
         superseded: Callable[[Key, Slot], None],
         late: Callable[[Key, Slot], None],
+        taken: Callable[[Key, Slot], None],
+        over: Callable[[Key, Slot], None],
     ) -> None:
         """`work` runs a slot and reports it. `superseded` and `late` are told of slots that will not run: a newer one
-        became due while one before still ran, or startingDeadlineSeconds have passed.
+        became due while one before still ran, or startingDeadlineSeconds have passed. `taken` is told of each slot that
+        was taken up, and `over` of each of those once, when it has ended or will not run.
         """
         self._clock = clock
         self._work = work
         self._superseded = superseded
         self._late = late
+        self._taken = taken
+        self._over = over
         self._lanes: dict[Key, _Lane] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         """Runs of deleted policies that their servers have not let go of yet."""
@@ -52,22 +59,31 @@ class Dispatcher:
         """How many slots and requests wait behind one of their own policy."""
         return sum((lane.slot is not None) + (lane.request is not None) for lane in self._lanes.values())
 
+    def has_newer(self, key: Key) -> bool:
+        """Whether a slot or request of the policy waits behind the one in flight."""
+        lane = self._lanes.get(key)
+        return lane is not None and (lane.slot or lane.request) is not None
+
     def submit(self, key: Key, slot: Slot) -> None:
         """Take a slot or request up, at once or after the one in flight."""
         if self._closed:
             return
         lane = self._lanes.setdefault(key, _Lane())
+        self._taken(key, slot)
         if slot.request is not None:
+            self._drop(key, lane.request)
             lane.request = slot
         else:
             if lane.slot is not None:
                 self._superseded(key, lane.slot)
+            self._drop(key, lane.slot)
             lane.slot = slot
         self._pump(key, lane)
 
     def forget_slot(self, key: Key) -> None:
         """Drop the waiting slot: its schedule is no longer the policy's."""
         if key in self._lanes:
+            self._drop(key, self._lanes[key].slot)
             self._lanes[key].slot = None
 
     def stop(self, key: Key) -> None:
@@ -82,6 +98,8 @@ class Dispatcher:
     def forget(self, key: Key) -> None:
         """Drop everything of a deleted policy; a run in flight is cancelled, on the server too."""
         lane = self._lanes.pop(key, None)
+        for slot in () if lane is None else (lane.current, lane.slot, lane.request):
+            self._drop(key, slot)
         if lane is not None and lane.task is not None:
             self._stopping.add(lane.task)
             lane.task.add_done_callback(self._stopping.discard)
@@ -108,8 +126,9 @@ class Dispatcher:
                 slot, lane.slot = lane.slot, None
                 if self._clock.now() > slot.deadline:
                     self._late(key, slot)
+                    self._drop(key, slot)
                     continue
-            lane.begun = False
+            lane.begun, lane.current = False, slot
             lane.task = asyncio.create_task(self._run(key, lane, slot), name=f"slot {key} {slot.id}")
             lane.task.add_done_callback(lambda task: self._ended(key, lane, task))
         if lane.task is None:
@@ -125,6 +144,12 @@ class Dispatcher:
             log.error(
                 "slot failed unexpectedly", exc_info=task.exception(), extra={"action": "slot", "policy": str(key)}
             )
-        lane.task = None
-        if self._lanes.get(key) is lane and not self._closed:
-            self._pump(key, lane)
+        ended, lane.task, lane.current = lane.current, None, None
+        if self._lanes.get(key) is lane:
+            self._drop(key, ended)
+            if not self._closed:
+                self._pump(key, lane)
+
+    def _drop(self, key: Key, slot: Slot | None) -> None:
+        if slot is not None:
+            self._over(key, slot)

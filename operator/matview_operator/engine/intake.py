@@ -62,6 +62,8 @@ class Intake:
         agenda.announce(policy)
         if policy.database_key is None:
             agenda.publish(policy)
+        if former is not None and former.database_key != policy.database_key:
+            rivals |= self._supervisor.order.stirred(former.database_key)
         self._supervisor.ask_again({policy.key} | rivals | self._registry.rivals(policy))
         agenda.consider_request(policy)
 
@@ -172,7 +174,7 @@ class Intake:
 
     def _owes_nothing(self, former: Policy, policy: Policy) -> bool:
         """Whether slots before now are none of the policy's: its schedule is new, or was suspended or unreadable."""
-        if former.spec is None or policy.spec is None or former.spec.schedule != policy.spec.schedule:
+        if former.spec is None or policy.spec is None or former.timetable != policy.timetable:
             return True
         suspended = self._supervisor.agenda.is_suspended
         return suspended(former) and not suspended(policy)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Protocol
 
 from matview_operator.api.database import MatviewDatabaseStatus
+from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.conditions import Transition
 from matview_operator.domain.connection import ConnectionTarget
@@ -15,6 +16,7 @@ from matview_operator.domain.errors import MatviewError
 from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
+from matview_operator.domain.view import ViewName
 
 Status = MatviewRefreshPolicyStatus | MatviewDatabaseStatus
 
@@ -83,9 +85,14 @@ class Inspector(Protocol):
     """Looks at a database without touching it."""
 
     async def inspect(
-        self, *, target: ConnectionTarget, checks: Iterable[ViewCheck], allow_superuser: bool
+        self,
+        *,
+        target: ConnectionTarget,
+        checks: Iterable[ViewCheck],
+        allow_superuser: bool,
+        managed: Collection[ViewName] = (),
     ) -> Inspection:
-        """Raises Problem when the server itself is the obstacle."""
+        """Raises Problem when the server itself is the obstacle. `managed`: whose order is asked for."""
         ...
 
 
@@ -134,6 +141,10 @@ class Metrics(Protocol):
 
     def slots_missed(self, key: Key, count: int) -> None:
         """Count slots that were not run."""
+        ...
+
+    def retried(self, key: Key, reason: RefreshReason) -> None:
+        """Count that a view is to be tried again in its slot, by the reason why."""
         ...
 
     def policy_gone(self, key: Key) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from matview_operator.api.database import MatviewDatabaseStatus, ServerStatus
+from matview_operator.api.database import CHECK_INTERVAL_SECONDS, MatviewDatabaseStatus, ServerStatus
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Consistency
 from matview_operator.domain.conditions import LEDGER_NOT_USED, READY, Statement, merge, not_ready
@@ -16,6 +16,7 @@ from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.server import ServerFacts, ledger_advice, search_path_advice, version_advice
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.view import ViewName
+from matview_operator.engine.order import Order
 from matview_operator.engine.ports import Clock, Inspector, Key, Secrets
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.reporter import Reporter
@@ -23,7 +24,8 @@ from matview_operator.engine.targets import resolve, usable
 
 log = logging.getLogger(__name__)
 
-PERIOD_SECONDS = 300.0
+_OFTENEST_SECONDS = 30.0
+"""The shortest interval that a MatviewDatabase may ask for."""
 _WORKERS = 4
 _JUDGED_AT_ONCE = 50
 """Then the event loop gets its turn: thousands of policies of one database would delay slots by half a second."""
@@ -42,6 +44,7 @@ class Preflights:
         reporter: Reporter,
         clock: Clock,
         judged: Callable[[Policy], None],
+        order: Order,
     ) -> None:
         """`judged` is told when a policy's problem or note was found anew."""
         self._registry = registry
@@ -51,6 +54,7 @@ class Preflights:
         self._reporter = reporter
         self._clock = clock
         self._judged = judged
+        self._order = order
         self._asked: dict[Key, set[Key]] = {}
         self._busy: set[Key] = set()
         self._changed = asyncio.Event()
@@ -68,13 +72,25 @@ class Preflights:
             tasks.create_task(self._ask_periodically())
 
     async def _ask_periodically(self) -> None:
+        """Ask at the multiples of each database's interval since the start, so that few instants serve all."""
+        loop = asyncio.get_running_loop()
+        started, last = loop.time(), 0.0
         while True:
-            await asyncio.sleep(PERIOD_SECONDS)
-            for policy in self._registry.policies.values():
-                if policy.database_key is not None:
-                    self.ask(policy.database_key, [policy.key])
-            for key in self._registry.databases:
-                self.ask(key)
+            pauses = {every - last % every for every in map(self._interval, self._registry.named_databases())}
+            # Never long: an interval may be shortened meanwhile.
+            await asyncio.sleep(min({_OFTENEST_SECONDS} | pauses))
+            now = loop.time() - started
+            for key in self._registry.named_databases():
+                every = self._interval(key)
+                if now // every > last // every:
+                    self.ask(key, [policy.key for policy in self._registry.policies_of(key)])
+            last = now
+
+    def _interval(self, key: Key) -> int:
+        database = self._registry.databases.get(key)
+        if database is None or database.spec is None:
+            return CHECK_INTERVAL_SECONDS
+        return database.spec.inventory.check_interval_seconds
 
     async def _look_forever(self) -> None:
         while True:
@@ -110,9 +126,12 @@ class Preflights:
                 target=target,
                 checks=(check for each in checks.values() for check in each.values()),
                 allow_superuser=spec.allow_superuser,
+                managed=frozenset(self._registry.views.get(key, ())),
             )
         except Problem as found:
             problem = found
+        finally:
+            self._order.learn(key, None if inspection is None else inspection.reads)
         if database is not None and self._registry.databases.get(key) is database:
             self._report_database(database, problem, inspection)
         for number, policy in enumerate(policies):
@@ -125,12 +144,18 @@ class Preflights:
             if policy.problem is None and inspection is not None:
                 policy.problem, policy.note = _judge(checks[policy.key], inspection)
             self._judged(policy)
+        others = self._order.stirred(key).difference(asked)
+        if others:
+            self.ask(key, others)
 
     def _own_problem(self, policy: Policy) -> Problem | None:
         """What the policies and databases by themselves forbid."""
         shared = self._registry.sharing_problem(policy)
         if shared is not None:
             return shared
+        unordered = self._order.problem(policy)
+        if unordered is not None:
+            return unordered
         database = self._registry.databases.get(policy.database_key) if policy.database_key else None
         if policy.spec is not None and database is not None and database.spec is not None:
             too_long = check_timeouts(policy.spec, limits=database.spec.limits)

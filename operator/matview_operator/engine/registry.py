@@ -13,6 +13,7 @@ from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseSt
 from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.errors import Problem
+from matview_operator.domain.jitter import delay
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.sharing import sharing_problem
 from matview_operator.domain.status import Standing, views_of
@@ -63,7 +64,12 @@ class Policy:
     @property
     def timetable(self) -> Timetable | None:
         """Its slots; None while the spec is invalid."""
-        return None if self.spec is None else Timetable(schedule=self.spec.schedule)
+        if self.spec is None:
+            return None
+        jitter = self.spec.jitter_seconds
+        return Timetable(
+            schedule=self.spec.schedule, jitter_seconds=jitter, delay=delay(self.uid, jitter_seconds=jitter)
+        )
 
     @property
     def lock_token(self) -> TenantToken:
@@ -108,6 +114,13 @@ class Registry:
     databases: dict[Key, Database] = field(default_factory=dict)
     resource_versions: dict[str, str] = field(default_factory=dict)
     """By UID."""
+    revisions: dict[Key, int] = field(default_factory=dict)
+    """By database: another number after each change of its policies; none for one that no policy names."""
+    views: dict[Key, set[ViewName]] = field(default_factory=lambda: defaultdict(set))
+    """By database: those that its policies name."""
+    dependent: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    """By database: the policies that say what a view depends on."""
+    _changes: int = 0
     _by_database: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
     _by_view: dict[tuple[Key, ViewName], dict[TenantToken, set[Key]]] = field(default_factory=dict)
 
@@ -117,7 +130,11 @@ class Registry:
         self.policies[policy.key] = policy
         if policy.database_key is not None:
             self._by_database[policy.database_key].add(policy.key)
+            self._changed(policy.database_key)
+            if policy.spec is not None and any(view.depends_on for view in policy.spec.views):
+                self.dependent[policy.database_key].add(policy.key)
         for place in _places(policy):
+            self.views[place[0]].add(place[1])
             self._by_view.setdefault(place, {}).setdefault(policy.lock_token, set()).add(policy.key)
 
     def remove_policy(self, key: Key) -> Policy | None:
@@ -125,8 +142,8 @@ class Registry:
         policy = self.policies.pop(key, None)
         if policy is not None and policy.database_key is not None:
             self._by_database[policy.database_key].discard(key)
-            if not self._by_database[policy.database_key]:
-                del self._by_database[policy.database_key]
+            self._changed(policy.database_key)
+            self.dependent[policy.database_key].discard(key)
             for place in _places(policy):
                 users = self._by_view[place]
                 users[policy.lock_token].discard(key)
@@ -134,11 +151,29 @@ class Registry:
                     del users[policy.lock_token]
                 if not users:
                     del self._by_view[place]
+                    self.views[place[0]].discard(place[1])
+            if not self._by_database[policy.database_key]:
+                for known in (self._by_database, self.revisions, self.views, self.dependent):
+                    known.pop(policy.database_key, None)
         return policy
 
     def policies_of(self, database: Key) -> list[Policy]:
         """The policies that name this database."""
         return [self.policies[key] for key in self._by_database.get(database, ())]
+
+    def named_databases(self) -> set[Key]:
+        """The databases that exist, and those that policies name."""
+        return {*self.databases, *self._by_database}
+
+    @property
+    def view_count(self) -> int:
+        """How many views policies name, over all databases."""
+        return len(self._by_view)
+
+    def naming(self, database: Key, view: ViewName) -> Iterator[Key]:
+        """The policies that name this view."""
+        for keys in self._by_view.get((database, view), {}).values():
+            yield from keys
 
     def sharing_problem(self, policy: Policy) -> Problem | None:
         """Whether another policy makes it unsafe to refresh one of its views."""
@@ -157,6 +192,10 @@ class Registry:
             if token != policy.lock_token
             for key in keys
         }
+
+    def _changed(self, database: Key) -> None:
+        self._changes += 1
+        self.revisions[database] = self._changes
 
 
 def _places(policy: Policy) -> Iterator[tuple[Key, ViewName]]:

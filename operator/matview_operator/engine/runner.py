@@ -1,36 +1,40 @@
-"""Runs one slot of one policy: its views one after another, a held lock tried again until the slot's deadline."""
+"""Runs one slot of one policy: attempt after attempt at its views, and one report of all."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from random import Random
-from typing import assert_never
+from types import MappingProxyType
 
-from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
+from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
+from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import MatviewError, Problem
 from matview_operator.domain.result import RefreshResult
-from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.run import Run, group_timeout
 from matview_operator.domain.slot import Slot, SlotReport, is_stopped
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
+from matview_operator.engine.attempts import Attempts, Step
 from matview_operator.engine.budget import Budget, NoPlace
-from matview_operator.engine.ports import Clock, Executor, Key, Secrets
+from matview_operator.engine.flights import Flights, SharedView
+from matview_operator.engine.lines import Blame
+from matview_operator.engine.pauses import Pauses
+from matview_operator.engine.ports import Clock, Executor, Key, Metrics, Secrets
 from matview_operator.engine.registry import Policy, Registry
+from matview_operator.engine.runs import run_of
 from matview_operator.engine.targets import SlotTarget, SlotTargets, usable
+from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
-_TRY_AGAIN = frozenset({RefreshOutcome.SKIPPED_LOCK_HELD, RefreshOutcome.UNKNOWN})
 _NOT_LET_IN = frozenset(
     {
         RefreshReason.AUTHENTICATION_FAILED,
@@ -57,33 +61,64 @@ class SlotRunner:
         secrets: Secrets,
         destinations: Destinations,
         budget: Budget,
+        pauses: Pauses,
+        metrics: Metrics,
+        flights: Flights,
         clock: Clock,
         random: Random,
+        turns: Turns,
     ) -> None:
         self._registry = registry
         self._executor = executor
         self._targets = SlotTargets(secrets=secrets, destinations=destinations)
         self._budget = budget
+        self._pauses = pauses
+        self._metrics = metrics
+        self._flights = flights
         self._clock = clock
         self._random = random
+        self._turns = turns
 
-    async def run(self, policy: Policy, slot: Slot) -> SlotReport | None:
+    async def run(
+        self,
+        policy: Policy,
+        slot: Slot,
+        *,
+        newer: Callable[[], bool] = lambda: False,
+        waits: Callable[[Step], None] = lambda _: None,
+        kept: Mapping[ViewName, RefreshResult] = MappingProxyType({}),
+    ) -> SlotReport | None:
         """Refresh every view as the policy says now. Cancelled, it reports what was interrupted, and returns.
 
-        None if nothing came of it: no place became free before the slot's deadline, the policy changed before the
-        first view's run, or the process ends.
+        `newer` and `waits` are those of Attempts; what is `kept` of an earlier run of the slot is not run again. None
+        if nothing came of it: no place became free before the slot's deadline, the policy changed before the first
+        view's run, or the process ends.
         """
-        spec = policy.spec
+        spec, key = policy.spec, policy.database_key
         assert spec is not None  # an invalid policy has no timer and no request
-        ended: list[RefreshResult] = []
-        key = policy.database_key
         assert key is not None  # the policy has a spec
+        attempts = Attempts(
+            policy,
+            slot,
+            kept=kept,
+            registry=self._registry,
+            pauses=self._pauses,
+            turns=self._turns,
+            metrics=self._metrics,
+            clock=self._clock,
+            random=self._random,
+            newer=newer,
+            waits=waits,
+        )
         where = self._targets.of_slot(key)
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
+        cut_short = False
+        step: Step | None = None
         try:
-            for views in _together(spec):
-                ended += await self._refresh(policy, spec, views, slot, where, first=not ended)
+            with attempts.work:
+                while (step := await attempts.next()) is not None:
+                    await self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where)
         except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
@@ -91,23 +126,78 @@ class SlotRunner:
             if suspended is not None:
                 rest = suspended
                 told = [_because(suspended, result) for result in told]
-            ended += told
-            if not ended:
+            if told and step is not None:
+                step.results, step.over = told, True
+            cut_short = suspended is None and attempts.cut_short
+            if not any(step.tells for step in attempts.steps):
                 return None
         except Exception as error:
             # Whatever it was, the policy's status says so, and a request is answered.
             log.exception("slot failed unexpectedly", extra={"action": "slot", "policy": str(policy.key)})
             rest = Problem(RefreshReason.INTERNAL_ERROR, f"{type(error).__name__} in the operator; see its log.")
             outcome = RefreshOutcome.FAILED
-        for view in spec.views[len(ended) :]:
-            ended.append(self._ended(self._run_of(policy, spec, view, slot), self._clock.now(), outcome, rest))
+        now = self._clock.now()
+        ended = [
+            result
+            for step in attempts.steps
+            for result in (
+                step.results
+                if step.tells
+                else [self._ended(self._run_of(policy, spec, view, slot), now, outcome, rest) for view in step.views]
+            )
+        ]
         return SlotReport(
             slot=slot,
             correlation_id=slot.correlation_id(policy.uid),
-            started_at=ended[0].started_at,
-            ended_at=self._clock.now(),
+            started_at=attempts.began_at or ended[0].started_at,
+            ended_at=now,
             results=tuple(zip(views_of(spec), ended, strict=True)),
+            cut_short=cut_short,
         )
+
+    async def _attempt(
+        self,
+        step: Step,
+        attempts: Attempts,
+        *,
+        policy: Policy,
+        spec: MatviewRefreshPolicySpec,
+        slot: Slot,
+        where: SlotTarget,
+    ) -> None:
+        blame = attempts.take(step)
+        if blame is not None:
+            attempts.skipped(step, self._skipped(policy, spec, step.views, slot, blame), blame)
+            return
+        if step.results:
+            where.forget()  # what leads nowhere may be another Secret's by now
+        try:
+            results = await self._refresh(
+                policy,
+                spec,
+                step.views,
+                slot,
+                where,
+                first=attempts.began_at is None,
+                seconds=attempts.seconds_for_a_place(step),
+            )
+        except NoPlace:
+            if not step.results or self._budget.closed:
+                raise
+            attempts.no_place(step)
+        else:
+            attempts.ended(step, results)
+
+    def _skipped(
+        self, policy: Policy, spec: MatviewRefreshPolicySpec, views: Sequence[ViewSpec], slot: Slot, blame: Blame
+    ) -> Sequence[RefreshResult]:
+        problem = Problem(
+            RefreshReason.UPSTREAM_FAILED,
+            f"It reads {blame.view}, which policy {blame.policy} failed to refresh; refreshing it would only repeat "
+            "old rows.",
+        )
+        runs = [self._run_of(policy, spec, view, slot) for view in views]
+        return [self._ended(run, self._clock.now(), RefreshOutcome.SKIPPED_UPSTREAM, problem) for run in runs]
 
     async def _refresh(
         self,
@@ -118,43 +208,33 @@ class SlotRunner:
         where: SlotTarget,
         *,
         first: bool,
+        seconds: float | None,
     ) -> Sequence[RefreshResult]:
+        """One attempt; waits so long for a place. Raises NoPlace."""
         key = where.key
-        tries = 0
-        held: Sequence[RefreshResult] = ()
-        while True:
-            started_at = self._clock.now()
-            # A slot is begun in time or not at all; once begun, its other views are not left out.
-            bounded = bool(held) or (first and slot.request is None)
-            try:
-                self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
-                async with self._budget.place(key, seconds=self._remaining(slot) if bounded else None):
-                    if first and self._registry.policies.get(policy.key) is not policy:
-                        raise _PolicyChanged
-                    # Asked anew: while it waited, the database may have been suspended or a rival may have come.
-                    database = self._allowed(policy, spec, key)
-                    target = await where.of(database)
-                    runs = [self._run_of(policy, spec, view, slot) for view in views]
-                    results = await self._execute(spec, database, target, runs)
-                    if any(result.error_type in _NOT_LET_IN for result in results):
-                        other = await where.instead_of(target, spec=database)
-                        if other is not None:
-                            results = await self._execute(spec, database, other, runs)
-            except Problem as problem:
+        started_at = self._clock.now()
+        try:
+            self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
+            run, view = self._run_of(policy, spec, views[0], slot), self._shared(spec, views[0], key)
+            async with self._flights.seat(key, run, slot, shared=view, seconds=seconds) as seat:
+                if first and self._registry.policies.get(policy.key) is not policy:
+                    raise _PolicyChanged
+                # Asked anew: while it waited, the database may have been suspended or a rival may have come.
+                database = self._allowed(policy, spec, key)
+                if seat.known is not None:
+                    return [seat.known]
+                target = await where.of(database)
                 runs = [self._run_of(policy, spec, view, slot) for view in views]
-                return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
-            except NoPlace:
-                if not held or self._budget.closed:
-                    raise
-                return held
-            tries += 1
-            remaining = self._remaining(slot)
-            if remaining <= 0 or not any(result.outcome in _TRY_AGAIN for result in results):
+                results = await self._execute(spec, database, target, runs)
+                if any(result.error_type in _NOT_LET_IN for result in results):
+                    other = await where.instead_of(target, spec=database)
+                    if other is not None:
+                        results = await self._execute(spec, database, other, runs)
+                seat.result = results[0]
                 return results
-            # The rival's run may cover this slot; the ledger then says so. No place is held while waiting.
-            held = results
-            where.forget()
-            await asyncio.sleep(min(remaining, lock_held_pause(tries, random=self._random)))
+        except Problem as problem:
+            runs = [self._run_of(policy, spec, view, slot) for view in views]
+            return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
 
     async def _execute(
         self,
@@ -168,18 +248,21 @@ class SlotRunner:
             return await self._executor.refresh_group(target=target, runs=runs, timeout_seconds=seconds)
         return (await self._executor.refresh(target=target, run=runs[0]),)
 
-    def _remaining(self, slot: Slot) -> float:
-        return (slot.deadline - self._clock.now()).total_seconds()
-
     def _allowed(self, policy: Policy, spec: MatviewRefreshPolicySpec, key: Key) -> MatviewDatabaseSpec:
         database = usable(self._registry.databases.get(key), key)
-        problem = self._registry.sharing_problem(policy)
+        problem = self._registry.sharing_problem(policy) or self._turns.order.problem(policy)
         if problem is not None:
             raise problem
         too_long = check_timeouts(spec, limits=database.limits)
         if too_long:
             raise Problem(RefreshReason.INVALID_SPEC, too_long[0])
         return database
+
+    def _shared(self, spec: MatviewRefreshPolicySpec, view: ViewSpec, key: Key) -> SharedView | None:
+        """What a run may share with other policies' runs; a group is refreshed by itself."""
+        database = self._registry.databases[key]
+        is_own = spec.isolation is Isolation.TENANT or spec.consistency is Consistency.GROUP
+        return None if is_own else (database.ref.uid, database.generation, ViewName(view.schema_name, view.name))
 
     def _suspended(self, policy: Policy) -> Problem | None:
         """Why a run was cancelled, if it was not for the process's end."""
@@ -193,25 +276,7 @@ class SlotRunner:
 
     def _run_of(self, policy: Policy, spec: MatviewRefreshPolicySpec, view: ViewSpec, slot: Slot) -> Run:
         named = self._registry.databases.get(policy.database_key) if policy.database_key else None
-        database = None if named is None else named.spec
-        limits = DatabaseLimits() if database is None else database.limits
-        return Run(
-            view=ViewName(view.schema_name, view.name),
-            tenant_id=spec.tenant_id,
-            isolation=spec.isolation,
-            tenant_setting=spec.tenant_setting,
-            concurrently=view.concurrently or spec.concurrently,
-            timeout_seconds=view.timeout_seconds or limits.timeout_seconds,
-            lock_timeout_millis=limits.lock_timeout_millis,
-            allow_superuser=database is not None and database.allow_superuser,
-            policy_uid=policy.uid,
-            slot_id=slot.id,
-            due_at=None if slot.request is not None else slot.due_at,
-            correlation_id=slot.correlation_id(policy.uid),
-            analyze=spec.analyze,
-            search_path=() if database is None else database.search_path,
-            guard=view.guard,
-        )
+        return run_of(policy, view, slot, spec=spec, database=None if named is None else named.spec)
 
     def _ended(self, run: Run, started_at: datetime, outcome: RefreshOutcome, problem: Problem) -> RefreshResult:
         return run.result(
@@ -221,17 +286,6 @@ class SlotRunner:
             reason=problem.reason,
             message=problem.message,
         )
-
-
-def _together(spec: MatviewRefreshPolicySpec) -> list[Sequence[ViewSpec]]:
-    """The views in the steps in which they are refreshed: all in one, or each in its own."""
-    match spec.consistency:
-        case Consistency.GROUP:
-            return [spec.views]
-        case Consistency.VIEW:
-            return [[view] for view in spec.views]
-        case _:
-            assert_never(spec.consistency)
 
 
 def _because(suspended: Problem, result: RefreshResult) -> RefreshResult:

@@ -12,6 +12,9 @@ from matview_operator.api.database import Bookkeeping
 from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.flights import Flights
+from matview_operator.engine.order import Order
+from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import (
     Clock,
     Events,
@@ -29,6 +32,7 @@ from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.retention import Retention
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,10 @@ class Supervisor:
         self.registry = registry = Registry()
         self._clock = clock
         self.budget = Budget(limit_of=self._limit_of, limit_in_all=max_concurrent_refreshes)
+        self.pauses = Pauses()
+        self.flights = Flights(budget=self.budget, clock=clock)
+        self.order = Order(registry=registry)
+        self.turns = turns = Turns(registry=registry, order=self.order, clock=clock)
         self.reporter = Reporter(
             registry=registry, writer=writer, events=events, random=random, gone=self._gone, may_wait=self._may_wait
         )
@@ -70,6 +78,7 @@ class Supervisor:
             reporter=self.reporter,
             clock=clock,
             judged=self._judged,
+            order=self.order,
         )
         self.agenda = Agenda(
             registry=registry,
@@ -79,14 +88,20 @@ class Supervisor:
                 secrets=secrets,
                 destinations=destinations,
                 budget=self.budget,
+                pauses=self.pauses,
+                metrics=metrics,
+                flights=self.flights,
                 clock=clock,
                 random=random,
+                turns=turns,
             ),
             reporter=self.reporter,
             preflights=self.preflights,
+            pauses=self.pauses,
             events=events,
             metrics=metrics,
             clock=clock,
+            turns=turns,
         )
         self.retention = Retention(
             registry=registry,
@@ -100,7 +115,8 @@ class Supervisor:
     @property
     def queue_depth(self) -> int:
         """How many slots, requests and runs are due and wait."""
-        return self.agenda.dispatcher.waiting + self.budget.waiting
+        waiting = self.budget.waiting + self.flights.following + self.turns.waiting
+        return self.agenda.dispatcher.waiting + waiting
 
     def start(self) -> None:
         """Start the loops."""
@@ -120,6 +136,7 @@ class Supervisor:
         timers, *others = self._tasks
         timers.cancel()
         self.budget.close()
+        self.pauses.close()
         await self.agenda.dispatcher.drain(seconds=grace_seconds)
         await self.reporter.flush(seconds=_FLUSH_SECONDS)
         for task in others:
@@ -143,7 +160,7 @@ class Supervisor:
         self.registry.resource_versions.pop(policy.ref.uid, None)
         self.agenda.forget(policy)
         self.reporter.forget(policy.ref)
-        self.ask_again(rivals)
+        self.ask_again(rivals | self.order.stirred(policy.database_key))
 
     def forget_database(self, database: Database) -> None:
         """Forget a deleted database; its policies say so."""
@@ -167,7 +184,7 @@ class Supervisor:
                 self.preflights.ask(policy.database_key, [key])
 
     def _judged(self, policy: Policy) -> None:
-        self.agenda.publish(policy)
+        self.agenda.judged(policy)
 
     def _gone(self, ref: ObjectRef) -> None:
         policy, database = self.registry.policies.get(ref.key), self.registry.databases.get(ref.key)

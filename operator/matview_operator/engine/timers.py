@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable
-from datetime import datetime
+from contextlib import suppress
+from datetime import datetime, timedelta
 
 from matview_operator.engine.ports import Clock, Key
 
@@ -14,18 +15,25 @@ LONGEST_SLEEP_SECONDS = 1.0
 _FIRED_AT_ONCE = 100
 """Then the event loop gets its turn: what was fired begins while thousands more are due."""
 _STALE_ENTRIES = 1000
+_STEP_BACK = timedelta(seconds=1)
+"""Less is a clock that is being kept right."""
 
 
 class Timers:
     """Calls `fire(key, due)` when an entry is due, in order of due time. `fire` must not block."""
 
-    def __init__(self, *, clock: Clock, fire: Callable[[Key, datetime], None]) -> None:
+    def __init__(
+        self, *, clock: Clock, fire: Callable[[Key, datetime], None], set_back: Callable[[], None] = lambda: None
+    ) -> None:
+        """`set_back` is told of a clock that was set back: entries of the time before may be years ahead now."""
         self._clock = clock
         self._fire = fire
+        self._set_back = set_back
         self._due: dict[Key, datetime] = {}
         # Entries that were replaced or cancelled stay in the heap until they surface, and are then told by _due.
         self._heap: list[tuple[datetime, Key]] = []
         self._changed = asyncio.Event()
+        self._caught_up = asyncio.Event()
         self.last_beat: datetime | None = None
         """When the loop last went round; a liveness probe looks at it."""
 
@@ -51,11 +59,24 @@ class Timers:
         """When the policy is due next."""
         return self._due.get(key)
 
+    async def caught_up(self) -> None:
+        """Wait until everything that is due has been fired; after a second it is not waited for any more."""
+        if self._is_behind():
+            self._caught_up.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_SLEEP_SECONDS):
+                    await self._caught_up.wait()
+
     async def run(self) -> None:
         """Fire entries until cancelled."""
         while True:
-            self.last_beat = self._clock.now()
-            self._fire_due(self.last_beat)
+            now, before = self._clock.now(), self.last_beat
+            self.last_beat = now
+            if before is not None and before - now > _STEP_BACK:
+                self._set_back()
+            self._fire_due(now)
+            if not self._is_behind():
+                self._caught_up.set()
             self._changed.clear()  # after firing, which sets it: the wait below must let others have their turn
             pause = LONGEST_SLEEP_SECONDS
             if self._heap:
@@ -65,6 +86,9 @@ class Timers:
                     await self._changed.wait()
             except TimeoutError:
                 pass
+
+    def _is_behind(self) -> bool:
+        return bool(self._heap) and self._heap[0][0] <= self._clock.now()
 
     def _fire_due(self, now: datetime) -> None:
         for _ in range(_FIRED_AT_ONCE):

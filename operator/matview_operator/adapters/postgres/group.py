@@ -25,7 +25,6 @@ from matview_operator.adapters.postgres.work import Job, Work, row_of
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.dependencies import InvalidDependencies, dependency_order
 from matview_operator.domain.errors import Problem
-from matview_operator.domain.view import ViewName
 
 
 def in_lock_order(job: Job) -> list[Work]:
@@ -37,7 +36,7 @@ async def in_order(job: Job, session: Session) -> list[Work]:
     """Each view after those of the group that it reads: a view sees what its transaction did before. Raises Problem."""
     names = {row_of(work).oid: work.run.view for work in job.works}
     works = {work.run.view: work for work in job.works}
-    reads: dict[ViewName, set[ViewName]] = {view: set() for view in works}
+    reads = {view: works.keys() & work.run.depends_on for view, work in works.items()}
     for row in await session.rows(group_queries.READS, [*names]):
         reads[names[row.view]].add(names[row.reads])
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import asyncpg
@@ -15,6 +15,7 @@ from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql.lookup import LOOKUP
 from matview_operator.adapters.postgres.sqlstate import problem_of
+from matview_operator.adapters.postgres.view_graph import read_managed
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Isolation
 from matview_operator.domain.connection import ConnectionTarget
@@ -24,6 +25,7 @@ from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.mode import ModeChoice
 from matview_operator.domain.preflight import check_view, hazard_problem
 from matview_operator.domain.server import ServerFacts, check_server
+from matview_operator.domain.view import ViewName
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,12 @@ class Inspector:
     """Answers whether views could be refreshed, over one connection."""
 
     async def inspect(
-        self, *, target: ConnectionTarget, checks: Iterable[ViewCheck], allow_superuser: bool
+        self,
+        *,
+        target: ConnectionTarget,
+        checks: Iterable[ViewCheck],
+        allow_superuser: bool,
+        managed: Collection[ViewName] = (),
     ) -> Inspection:
         """Look at the server and at every view. Raises Problem when the server itself is the obstacle."""
         try:
@@ -47,7 +54,8 @@ class Inspector:
                     facts = replace(session.facts, system_identifier=str(identity.system_identifier))
                     check_server(facts, allow_superuser=allow_superuser)
                     answers = {check: await _answer(session, facts, check) for check in dict.fromkeys(checks)}
-                    return Inspection(server=facts, answers=answers)
+                    reads = await read_managed(session, managed)
+                    return Inspection(server=facts, answers=answers, reads=reads)
                 finally:
                     await session.close()
         except Exception as error:

@@ -61,3 +61,21 @@ where case when s.file is distinct from pg_catalog.pg_relation_filenode(s.rel) t
     and l.relation = s.rel) else false end
 order by 1
 """
+
+# Which of these materialized views read which others of them, through ordinary views too. $1 schemas, $2 names.
+MANAGED_READS = (
+    """
+with recursive managed as materialized (
+  select c.oid, n.nspname, c.relname
+  from rows from (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) as m(schema, name)
+  join pg_catalog.pg_namespace n on n.nspname = m.schema
+  join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = m.name and c.relkind = 'm'
+), reads(view, rel, kind) as (
+  select managed.oid, managed.oid, 'start'::text from managed
+ union"""  # noqa: S608 - constants only
+    + VIEWS_READ
+    + """)
+select a.nspname::text as schema, a.relname::text as name, b.nspname::text as other_schema, b.relname::text as other
+from reads join managed a on a.oid = reads.view join managed b on b.oid = reads.rel where reads.kind = 'm'
+"""
+)

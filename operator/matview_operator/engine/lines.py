@@ -1,0 +1,166 @@
+"""The line of each view: the slots for which it is due or under way, who waits for them, and how the last one went."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from matview_operator.domain.precedence import Precedence
+from matview_operator.domain.slot import Slot
+from matview_operator.domain.view import ViewName
+from matview_operator.engine.ports import Key
+
+Step = tuple[ViewName, ...]
+"""Views that are refreshed as one: a group's, or a single one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blame:
+    """The refresh that failed, because of which others are not worth while."""
+
+    view: ViewName
+    policy: str
+    """Its policy's name; the namespace is the same."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Due:
+    """One slot or request of one policy, as far as a line knows it."""
+
+    slot: Slot
+    stirred: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when something that it waits for has ended."""
+    asked_at: datetime | None = None
+    """When it found out what it waits for."""
+
+
+@dataclass(slots=True, eq=False)
+class Gathering:
+    """Refreshes of one view that all have to end. Those who wait for the same ones share it."""
+
+    pending: int
+    is_due_with_us: bool
+    """Whether one of them waits itself for all that we would have to wait for."""
+    waiting: list[Due] = field(default_factory=list)
+
+    def one_ended(self) -> None:
+        """Wake who waits, when it was the last."""
+        self.pending -= 1
+        if not self.pending:
+            for due in self.waiting:
+                due.stirred.set()
+            self.waiting.clear()
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One view of one slot."""
+
+    asked: Precedence[Key] | None = None
+    """By which order it was found out what it waits for."""
+    waits: bool = True
+    """Whether it may still wait for another view."""
+    gatherings: list[Gathering] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """How a view's refresh for a schedule's slot failed."""
+
+    due_at: datetime
+    ended_at: datetime
+    blame: Blame
+
+
+@dataclass(slots=True)
+class Line:
+    """What is due or under way for one view of one database, and how it went last."""
+
+    parts: dict[Due, Part] = field(default_factory=dict)
+    arrivals: int = 0
+    newest: tuple[tuple[int, datetime, Precedence[Key]], Gathering] | None = None
+    """The gathering that was made last for a schedule's slot: after how many arrivals, due when, by which order."""
+    failure: Failure | None = None
+    fresh: datetime | None = None
+    """The newest instant as of which it was refreshed."""
+
+    def gather(self, due: Due, order: Precedence[Key]) -> Gathering | None:
+        """What is due or under way now and to be waited for; None if nothing is."""
+        slot, of_a_schedule = due.slot, due.slot.request is None
+        alike = (self.arrivals, slot.due_at, order)
+        if of_a_schedule and self.newest is not None and self.newest[0] == alike and self.newest[1].pending:
+            return self.newest[1]
+        parts = {
+            other: part
+            for other, part in self.parts.items()
+            if other is due
+            or not part.waits
+            or (
+                of_a_schedule
+                and other.slot.request is None
+                and other.slot.due_at <= slot.due_at
+                # What waits by another order than ours may wait for us.
+                and part.asked in (None, order)
+            )
+        }
+        if not parts:
+            return None
+        gathering = Gathering(
+            pending=len(parts),
+            is_due_with_us=any(
+                other is due or (other.slot.request is None and other.slot.due_at >= slot.due_at) for other in parts
+            ),
+        )
+        for part in parts.values():
+            part.gatherings.append(gathering)
+        if of_a_schedule:
+            self.newest = alike, gathering
+        return gathering
+
+    def is_fresh_for(self, due: Due) -> bool:
+        """Whether the view was refreshed for this slot's instant, and so what it reads was before."""
+        return self.fresh is not None and self.fresh >= due.slot.due_at
+
+    def failed_with(self, due: Due) -> Blame | None:
+        """Whom to blame if the view failed for this slot's instant or later, or while this slot waited."""
+        failure = self.failure
+        if failure is None or due.asked_at is None:
+            return None
+        together = failure.due_at >= due.slot.due_at or failure.ended_at >= due.asked_at
+        return failure.blame if together else None
+
+    def refreshed(self, due_at: datetime) -> None:
+        """The view is known to be fresh as of this instant."""
+        self.fresh = due_at if self.fresh is None else max(self.fresh, due_at)
+        if self.failure is not None and self.failure.due_at <= due_at:
+            self.failure = None
+
+    def failed(self, failure: Failure) -> None:
+        """The view's refresh failed; what others did for the same instant or later counts for more."""
+        known = (self.fresh, None if self.failure is None else self.failure.due_at)
+        if all(at is None or at < failure.due_at for at in known):
+            self.failure = failure
+
+
+class Walk:
+    """From views to those that they read, each once, as far as somebody goes on."""
+
+    def __init__(self, order: Precedence[Key], step: Step) -> None:
+        self._reads = order.reads
+        self._seen = set(step)
+        self._next: list[ViewName] = []
+        for view in step:
+            self.go_on(view)
+
+    def go_on(self, view: ViewName) -> None:
+        """Have those looked at that this one reads."""
+        self._next += self._reads.get(view, ())
+
+    def __iter__(self) -> Iterator[ViewName]:
+        while self._next:
+            view = self._next.pop()
+            if view not in self._seen:
+                self._seen.add(view)
+                yield view
