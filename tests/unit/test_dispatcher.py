@@ -31,6 +31,8 @@ class Worked:
         self.due: list[tuple[Key, str]] = []
         """Taken and not over."""
         self.fails: set[str] = set()
+        self.held: set[str] = set()
+        """What has to wait although it is due."""
         self.stubborn_seconds = 0.0
         self.dispatcher = Dispatcher(
             clock=self.clock,
@@ -39,6 +41,7 @@ class Worked:
             late=lambda place, slot: self.late.append((place, name(slot))),
             taken=lambda place, slot: self.due.append((place, name(slot))),
             over=lambda place, slot: self.due.remove((place, name(slot))),
+            holds=lambda _, slot: name(slot) in self.held,
         )
 
     async def work(self, place: Key, slot: Slot) -> None:
@@ -97,6 +100,30 @@ async def test_a_request_goes_before_the_waiting_slot_and_supersedes_an_older_re
     await until(60)
     assert worked.began == [(0, A, "12:00:00"), (10, A, "r2"), (20, A, "12:00:01")]
     assert worked.superseded == []  # requests are no slots
+
+
+async def test_what_has_to_wait_begins_when_it_is_looked_at_again_and_of_slots_the_newest_is_kept() -> None:
+    worked = Worked()
+    worked.held = {"12:00:00", "12:00:02", "r1"}
+    worked.slot(0)
+    worked.slot(2)
+    worked.request("r1")
+    worked.slot(0, B, deadline=5)
+    await until(1)
+    worked.dispatcher.look(A)
+    assert worked.began == []
+    assert worked.dispatcher.waiting == 3
+    worked.held = {"r1", "12:00:00"}
+    worked.dispatcher.look(A)
+    await until(20)
+    worked.held = set()
+    worked.dispatcher.look(A)
+    worked.dispatcher.look(B)
+    await until(40)
+    assert worked.began == [(1, A, "12:00:02"), (20, A, "r1")]
+    assert worked.superseded == [(A, "12:00:00")]
+    assert worked.late == [(B, "12:00:00")]
+    assert worked.dispatcher._lanes == {}
 
 
 async def test_a_slot_that_waited_past_its_deadline_is_late_and_not_run() -> None:

@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.clock_jump import believed
-from matview_operator.domain.conditions import FRESH, Statement, Transition, statement_of
+from matview_operator.domain.conditions import FRESH, WINDOW_CLOSED, Statement, Transition, statement_of
 from matview_operator.domain.slot import Slot, SlotReport, is_request_token, requested, scheduled
+from matview_operator.domain.staleness import StalenessTarget
 from matview_operator.domain.status import (
     after_missed,
     after_slot,
@@ -22,6 +23,7 @@ from matview_operator.domain.status import (
 )
 from matview_operator.engine.attempts import Step
 from matview_operator.engine.dispatcher import Dispatcher
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Events, Key, Metrics
 from matview_operator.engine.preflight import Preflights
@@ -31,6 +33,7 @@ from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.runner import SlotRunner
 from matview_operator.engine.timers import Timers
 from matview_operator.engine.turns import Turns
+from matview_operator.engine.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Agenda:
         *,
         registry: Registry,
         runner: SlotRunner,
+        holds: Holds,
         reporter: Reporter,
         preflights: Preflights,
         pauses: Pauses,
@@ -63,6 +67,7 @@ class Agenda:
         self._registry = registry
         self._turns = turns
         self._runner = runner
+        self._holds = holds
         self._reporter = reporter
         self._preflights = preflights
         self._pauses = pauses
@@ -71,6 +76,7 @@ class Agenda:
         self._metrics = metrics
         self._clock = clock
         self.timers = Timers(clock=clock, fire=self._fire, set_back=self._set_back)
+        self.waiting = Waiting(registry=registry, holds=holds, clock=clock, wake=self._wake, request_waits=self.publish)
         self.dispatcher = Dispatcher(
             clock=clock,
             work=self._work,
@@ -78,10 +84,11 @@ class Agenda:
             late=self._late,
             taken=turns.taken,
             over=turns.over,
+            holds=self.waiting.holds,
         )
 
     def schedule(self, policy: Policy) -> None:
-        """Take up what is due and set the timer, or stop it where the schedule is suspended.
+        """Take up what is due or waits and set the timer, or stop it where the schedule is suspended.
 
         What waits to be tried again looks what changed.
         """
@@ -92,11 +99,18 @@ class Agenda:
             self.dispatcher.forget_slot(policy.key)
             return
         now = self._clock.now()
+        if isinstance(timetable, StalenessTarget):
+            if self.dispatcher.is_busy(policy.key):
+                self.timers.set(policy.key, timetable.after_run(now))  # `_retime` knows better when it has ended
+                self.dispatcher.look(policy.key)
+                return
+            policy.taken_until = min(policy.taken_until, now)  # rows grow old by a clock that was set back, too
         policy.taken_until = believed(policy.taken_until, now=now)
         due = timetable.due_between(policy.taken_until, now)
+        self.timers.set(policy.key, due.following)
         if due.newest is not None:
             self._take(policy, due.newest, count=due.slots)
-        self.timers.set(policy.key, due.following)
+        self.dispatcher.look(policy.key)
 
     def announce(self, policy: Policy) -> None:
         """Log a schedule that was loaded or changed."""
@@ -126,6 +140,9 @@ class Agenda:
         """Run the newest unseen token once; it is echoed in status.lastHandledRequest when all views have ended."""
         token = policy.request
         known = (policy.status.last_handled_request, policy.working_on, policy.refused_request)
+        if policy.held_request is not None and policy.held_request[0] != token:
+            policy.held_request = None
+            self.publish(policy)
         if token is None or policy.spec is None or token in known:
             return
         if not is_request_token(token):
@@ -158,6 +175,7 @@ class Agenda:
     def forget(self, policy: Policy) -> None:
         """Forget a deleted policy at once; what it runs is stopped on the server."""
         self.timers.cancel(policy.key)
+        self.waiting.timers.cancel(policy.key)
         self.dispatcher.forget(policy.key)
         self._recoveries.forget(policy.key)
         self._metrics.policy_gone(policy.key)
@@ -175,7 +193,7 @@ class Agenda:
             with_conditions(
                 status,
                 policy.standing(),
-                timetable=policy.timetable,
+                timetable=policy.timetable_by(status),
                 next_slot=self.timers.due(policy.key),
                 now=self._clock.now(),
                 fresh=fresh,
@@ -199,6 +217,10 @@ class Agenda:
             log.exception("slot not taken up", extra={"action": "schedule", "policy": str(policy.key)})
             self.timers.set(policy.key, max(due, self._clock.now()) + _AFTER_A_BUG)
 
+    def _wake(self, key: Key) -> None:
+        self._fire(key, self._clock.now())  # a newer slot that is due at this very instant takes the place of the old
+        self.dispatcher.look(key)
+
     def _take(self, policy: Policy, newest: datetime, *, count: int) -> None:
         assert policy.spec is not None  # it has a timetable
         policy.taken_until = newest
@@ -215,7 +237,11 @@ class Agenda:
         elif self._turns.follows(key):
             await self.timers.caught_up()  # what it reads may be due at the same instant
         policy = self._registry.policies.get(key)
-        if policy is None or policy.spec is None:
+        if policy is None:
+            return
+        if slot.request is not None:
+            policy.held_request = None
+        if policy.spec is None:
             return
         if slot.request is not None:
             if slot.request != policy.request or slot.request == policy.status.last_handled_request:
@@ -291,22 +317,40 @@ class Agenda:
         spec = policy.spec or begun_as.spec
         assert spec is not None  # else it would not have begun
         status = for_views(after_slot(status, report, history_limit=spec.history_limit), views_of(spec))
+        self._retime(policy, status)
         self._publish(policy, status, fresh=fresh_after(report))
         recovered = report.fresh and policy.problem is not None
         if (recovered or (report.failed and status.consecutive_failures == 1)) and policy.database_key is not None:
             # Find out now, not at the next period, whether all is well again, or whether it needs a person.
             self._preflights.ask(policy.database_key, [policy.key])
 
+    def _retime(self, policy: Policy, status: MatviewRefreshPolicyStatus) -> None:
+        """Set the timer of a policy with a target: its next slot follows from what has just ended."""
+        target = policy.timetable_by(status)
+        if isinstance(target, StalenessTarget) and not self.is_suspended(policy):
+            policy.taken_until = self._clock.now()
+            self.timers.set(policy.key, target.next_after(policy.taken_until))
+
     def _superseded(self, key: Key, slot: Slot) -> None:
         policy = self._registry.policies.get(key)
         if policy is not None and not self._recoveries.is_again(key, slot):
             self._metrics.slots_missed(key, 1)
             policy.missed += 1  # told with the next slot's result: a write per skipped slot would be a storm
+            said = statement_of(policy.status.conditions, FRESH)
+            if self._holds.closed_until(policy) is not None and (said is None or said.reason != WINDOW_CLOSED):
+                self._tell_missed(policy, slot)  # the first one: the next result may be hours away
 
     def _late(self, key: Key, slot: Slot) -> None:
         policy = self._registry.policies.get(key)
         if policy is not None and not self._recoveries.is_again(key, slot):
             self._metrics.slots_missed(key, 1)
-            status = after_missed(policy.status, count=policy.missed + 1, newest=slot.due_at)
-            policy.missed = 0
-            self._publish(policy, status, fresh=fresh_after_missed(slot.due_at))
+            policy.missed += 1
+            self._tell_missed(policy, slot)
+
+    def _tell_missed(self, policy: Policy, slot: Slot) -> None:
+        status = after_missed(policy.status, count=policy.missed, newest=slot.due_at)
+        policy.missed = 0
+        self._retime(policy, status)
+        opens_at, paced = self._holds.closed_until(policy), self._holds.paced_until(policy, slot)
+        why = fresh_after_missed(slot.due_at, opens_at=opens_at, paced=paced is not None)
+        self._publish(policy, status, fresh=why)

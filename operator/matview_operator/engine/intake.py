@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from matview_operator.api.model import REQUESTED_AT, ObjectMeta
 from matview_operator.api.outcome import RefreshReason
-from matview_operator.api.policy import MatviewRefreshPolicySpec
+from matview_operator.api.policy import MatviewRefreshPolicySpec, Schedule
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.reading import (
@@ -174,10 +174,14 @@ class Intake:
 
     def _owes_nothing(self, former: Policy, policy: Policy) -> bool:
         """Whether slots before now are none of the policy's: its schedule is new, or was suspended or unreadable."""
-        if former.spec is None or policy.spec is None or former.timetable != policy.timetable:
+        if former.spec is None or policy.spec is None or _plan(former.spec) != _plan(policy.spec):
             return True
         suspended = self._supervisor.agenda.is_suspended
         return suspended(former) and not suspended(policy)
+
+
+def _plan(spec: MatviewRefreshPolicySpec) -> tuple[Schedule, int]:
+    return spec.schedule, spec.jitter_seconds
 
 
 def _for_spec(status: MatviewRefreshPolicyStatus, spec: MatviewRefreshPolicySpec | None) -> MatviewRefreshPolicyStatus:

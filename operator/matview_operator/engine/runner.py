@@ -25,6 +25,7 @@ from matview_operator.domain.view import ViewName
 from matview_operator.engine.attempts import Attempts, Step
 from matview_operator.engine.budget import Budget, NoPlace
 from matview_operator.engine.flights import Flights, SharedView
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.lines import Blame
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Executor, Key, Metrics, Secrets
@@ -50,6 +51,10 @@ class _PolicyChanged(MatviewError):
     """The policy as it was when the slot came up is not the policy any more."""
 
 
+class _Held(MatviewError):
+    """While the slot waited for a place, the time came in which it may not be begun."""
+
+
 class SlotRunner:
     """Turns a slot into a report. Holds no state of its own between slots."""
 
@@ -64,6 +69,7 @@ class SlotRunner:
         pauses: Pauses,
         metrics: Metrics,
         flights: Flights,
+        holds: Holds,
         clock: Clock,
         random: Random,
         turns: Turns,
@@ -75,6 +81,7 @@ class SlotRunner:
         self._pauses = pauses
         self._metrics = metrics
         self._flights = flights
+        self._holds = holds
         self._clock = clock
         self._random = random
         self._turns = turns
@@ -91,8 +98,8 @@ class SlotRunner:
         """Refresh every view as the policy says now. Cancelled, it reports what was interrupted, and returns.
 
         `newer` and `waits` are those of Attempts; what is `kept` of an earlier run of the slot is not run again. None
-        if nothing came of it: no place became free before the slot's deadline, the policy changed before the first
-        view's run, or the process ends.
+        if nothing came of it: no place became free before the slot's deadline, the policy changed or a window closed
+        before the first view's run, or the process ends.
         """
         spec, key = policy.spec, policy.database_key
         assert spec is not None  # an invalid policy has no timer and no request
@@ -119,7 +126,7 @@ class SlotRunner:
             with attempts.work:
                 while (step := await attempts.next()) is not None:
                     await self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where)
-        except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
+        except (NoPlace, _PolicyChanged, _Held, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
             suspended = self._suspended(policy)
@@ -179,6 +186,7 @@ class SlotRunner:
                 slot,
                 where,
                 first=attempts.began_at is None,
+                again=bool(step.results),
                 seconds=attempts.seconds_for_a_place(step),
             )
         except NoPlace:
@@ -208,6 +216,7 @@ class SlotRunner:
         where: SlotTarget,
         *,
         first: bool,
+        again: bool,
         seconds: float | None,
     ) -> Sequence[RefreshResult]:
         """One attempt; waits so long for a place. Raises NoPlace."""
@@ -217,8 +226,7 @@ class SlotRunner:
             self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
             run, view = self._run_of(policy, spec, views[0], slot), self._shared(spec, views[0], key)
             async with self._flights.seat(key, run, slot, shared=view, seconds=seconds) as seat:
-                if first and self._registry.policies.get(policy.key) is not policy:
-                    raise _PolicyChanged
+                self._may_begin(policy, slot, first=first, again=again)
                 # Asked anew: while it waited, the database may have been suspended or a rival may have come.
                 database = self._allowed(policy, spec, key)
                 if seat.known is not None:
@@ -230,6 +238,7 @@ class SlotRunner:
                     other = await where.instead_of(target, spec=database)
                     if other is not None:
                         results = await self._execute(spec, database, other, runs)
+                self._holds.ended(key, zip((run.view for run in runs), results, strict=True), slot=slot)
                 seat.result = results[0]
                 return results
         except Problem as problem:
@@ -247,6 +256,15 @@ class SlotRunner:
             seconds = group_timeout(spec, limits=database.limits)
             return await self._executor.refresh_group(target=target, runs=runs, timeout_seconds=seconds)
         return (await self._executor.refresh(target=target, run=runs[0]),)
+
+    def _may_begin(self, policy: Policy, slot: Slot, *, first: bool, again: bool) -> None:
+        """Raises _PolicyChanged or _Held of a slot, NoPlace of another attempt at a view: the one before is told."""
+        if first and self._registry.policies.get(policy.key) is not policy:
+            raise _PolicyChanged
+        if first and self._holds.until(policy, slot) is not None:
+            raise _Held
+        if again and self._holds.closed_until(policy) is not None:
+            raise NoPlace
 
     def _allowed(self, policy: Policy, spec: MatviewRefreshPolicySpec, key: Key) -> MatviewDatabaseSpec:
         database = usable(self._registry.databases.get(key), key)

@@ -13,6 +13,7 @@ from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.flights import Flights
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.order import Order
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import (
@@ -80,8 +81,10 @@ class Supervisor:
             judged=self._judged,
             order=self.order,
         )
+        holds = Holds(registry=registry, clock=clock)
         self.agenda = Agenda(
             registry=registry,
+            holds=holds,
             runner=SlotRunner(
                 registry=registry,
                 executor=executor,
@@ -91,6 +94,7 @@ class Supervisor:
                 pauses=self.pauses,
                 metrics=metrics,
                 flights=self.flights,
+                holds=holds,
                 clock=clock,
                 random=random,
                 turns=turns,
@@ -122,6 +126,7 @@ class Supervisor:
         """Start the loops."""
         loops = (
             ("timers", self.agenda.timers),
+            ("waiting", self.agenda.waiting.timers),
             ("reporter", self.reporter),
             ("preflights", self.preflights),
             ("retention", self.retention),
@@ -133,8 +138,9 @@ class Supervisor:
 
     async def stop(self, *, grace_seconds: float) -> None:
         """Start nothing more, give runs the grace, then stop them on their servers; write what is left to write."""
-        timers, *others = self._tasks
+        timers, waiting, *others = self._tasks
         timers.cancel()
+        waiting.cancel()
         self.budget.close()
         self.pauses.close()
         await self.agenda.dispatcher.drain(seconds=grace_seconds)
@@ -170,10 +176,11 @@ class Supervisor:
         self.registry.resource_versions.pop(database.ref.uid, None)
         self.reporter.forget(database.ref)
         policies = self.registry.policies_of(key)
-        if database.spec is not None and database.spec.suspend:
-            for policy in policies:
+        suspended = database.spec is not None and database.spec.suspend
+        for policy in policies:
+            if suspended:
                 self.agenda.resume(policy)
-                self.agenda.schedule(policy)
+            self.agenda.schedule(policy)
         self.preflights.ask(key, [policy.key for policy in policies])
 
     def ask_again(self, keys: Iterable[Key]) -> None:
