@@ -31,7 +31,7 @@ from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Executor, Key, Metrics, Secrets
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runs import run_of
-from matview_operator.engine.targets import SlotTarget, usable
+from matview_operator.engine.targets import SlotTarget, SlotTargets, usable
 from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ class SlotRunner:
     ) -> None:
         self._registry = registry
         self._executor = executor
-        self._secrets = secrets
-        self._destinations = destinations
+        self._targets = SlotTargets(secrets=secrets, destinations=destinations)
         self._budget = budget
         self._pauses = pauses
         self._metrics = metrics
@@ -107,7 +106,7 @@ class SlotRunner:
             newer=newer,
             waits=waits,
         )
-        where = SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations)
+        where = self._targets.of_slot(key)
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
         cut_short = False

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from random import Random
 
+from matview_operator.api.database import Bookkeeping
 from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.budget import Budget
@@ -67,7 +68,9 @@ class Supervisor:
         self.flights = Flights(budget=self.budget, clock=clock)
         self.order = Order(registry=registry)
         self.turns = turns = Turns(registry=registry, order=self.order, clock=clock)
-        self.reporter = Reporter(registry=registry, writer=writer, events=events, random=random, gone=self._gone)
+        self.reporter = Reporter(
+            registry=registry, writer=writer, events=events, random=random, gone=self._gone, may_wait=self._may_wait
+        )
         self.preflights = Preflights(
             registry=registry,
             inspector=inspector,
@@ -196,6 +199,15 @@ class Supervisor:
             self.forget_policy(policy)
         if database is not None and database.ref == ref:
             self.forget_database(database)
+
+    def _may_wait(self, ref: ObjectRef) -> bool:
+        """While runs wait for a place, the status of a policy whose slots the ledger knows without it."""
+        policy = self.registry.policies.get(ref.key) if ref.kind == "MatviewRefreshPolicy" else None
+        if policy is None or policy.working_on is not None or policy.database_key is None or not self.budget.waiting:
+            return False
+        database = self.registry.databases.get(policy.database_key)
+        server = None if database is None else database.status.server
+        return server is not None and server.bookkeeping is Bookkeeping.INSTALLED
 
     def _limit_of(self, key: Key) -> int:
         database = self.registry.databases.get(key)
