@@ -183,6 +183,7 @@ async def test_h_e_fault_13_whatever_befalls_the_leader_another_takes_over_in_ti
     await crew.check(changes=len(strikes))
 
 
+@pytest.mark.timeout(240)
 async def test_fault_13_a_leader_without_the_api_server_stops_before_another_starts(
     crew: Crew, installed: Cluster, tmp_path: Path
 ) -> None:
@@ -205,12 +206,13 @@ async def test_fault_13_a_leader_without_the_api_server_stops_before_another_sta
     await crew.check(changes=1)
 
 
+@pytest.mark.timeout(240)
 async def test_another_number_of_shards_loses_no_slot_and_repeats_none_with_the_ledger(crew: Crew) -> None:
     """The new owners begin before the old one has ended."""
     whole = await crew.start(MATVIEW_LEADER_ELECT="false")
     await crew.ran(whole, within=15)
     shards = {"MATVIEW_LEADER_ELECT": "false", "MATVIEW_SHARD_COUNT": "2"}
-    parts = [await crew.start(**shards, MATVIEW_SHARD_INDEX=str(index)) for index in range(2)]
+    parts = await asyncio.gather(*(crew.start(**shards, MATVIEW_SHARD_INDEX=str(index)) for index in range(2)))
     assert sorted(part.log_text().count('"action": "schedule_loaded"') for part in parts) in ([0, 2], [1, 1])
     await asyncio.sleep(EVERY)
     whole.send(signal.SIGTERM)
