@@ -61,7 +61,7 @@ class Agenda:
         self._reporter = reporter
         self._preflights = preflights
         self._pauses = pauses
-        self._recoveries = Recoveries(registry=registry, pauses=pauses, clock=clock)
+        self._recoveries = Recoveries(registry=registry, pauses=pauses)
         self._events = events
         self._metrics = metrics
         self._clock = clock
