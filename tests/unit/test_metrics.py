@@ -134,6 +134,7 @@ def test_the_series_of_a_policy_end_with_it_and_leave_others_alone() -> None:
         scraped.ran(key)
         scraped.ran(key, RefreshOutcome.FAILED, error_type=RefreshReason.TIMEOUT)
         scraped.metrics.slots_missed(key, 1)
+        scraped.metrics.retried(key, RefreshReason.TIMEOUT)
     scraped.metrics.policy_gone(A)
     left = {
         dict(labels).get("policy"): dict(labels)["namespace"]

@@ -56,7 +56,7 @@ class Agenda:
         self._runner = runner
         self._preflights = preflights
         self._pauses = pauses
-        self._recoveries = Recoveries(registry=registry, pauses=pauses, clock=clock)
+        self._recoveries = Recoveries(registry=registry, pauses=pauses)
         self._events = events
         self._metrics = metrics
         self._clock = clock
