@@ -169,6 +169,28 @@ async def test_a_request_and_a_slot_that_wait_together_each_run_once_the_request
         assert begun(world) == [240, 240.1]
 
 
+async def test_a_request_does_not_wait_for_what_a_slot_waits_for_besides() -> None:
+    async with World() as world:
+        limits = {"minIntervalSeconds": 100, "maxConcurrentRefreshes": 1}
+        world.database(limits=limits, **deny("1 12 * * *", 60))
+        place = world.policy(schedule={"everySeconds": 54}, startingDeadlineSeconds=300)
+        await until(70)
+        world.api.annotate(place, "r1")
+        await until(121)  # the slot of 108 would have to wait until 154
+        assert world.executor.calls[1].at == at(120)
+        assert world.executor.calls[1].run.correlation_id == "r1"
+
+
+async def test_a_slot_that_is_due_when_the_window_opens_takes_the_place_of_the_one_that_waits() -> None:
+    async with World() as world:
+        world.database(**FROM_1201_TO_1204)
+        place = world.policy(**MINUTE)
+        await until(200)
+        world.supervisor.agenda.timers.cancel(place)  # whichever of the two heaps comes first
+        await until(241)
+        assert [(call.at, call.run.due_at) for call in world.executor.calls] == [(at(240), at(240))]
+
+
 async def test_after_a_restart_slot_and_request_wait_on() -> None:
     async with World() as former:
         former.database(**FROM_1201_TO_1204)

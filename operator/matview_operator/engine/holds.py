@@ -37,8 +37,8 @@ class Holds:
         server = database.status.server
         ledger = server is not None and server.bookkeeping is Bookkeeping.INSTALLED
         again = self._pace.next_start(policy, slot, least=least, ledger=ledger)
-        # Not longer than the interval, though somebody set the clock back.
-        return min(again, now + least) if again is not None and again > now else None
+        # Somebody set the clock back if it is later than an interval from now: then it tells nothing.
+        return again if again is not None and now < again <= now + least else None
 
     def ended(self, database: Key, results: Iterable[tuple[ViewName, RefreshResult]], *, slot: Slot) -> None:
         """Have the intervals begin with these runs."""
