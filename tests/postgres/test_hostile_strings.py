@@ -43,6 +43,7 @@ from matview_operator.domain.status import Standing, after_slot, fresh_after, wi
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import IDENTIFIER_BYTES
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.flights import Flights
 from matview_operator.engine.ports import Key, ObjectRef, SystemClock
 from matview_operator.engine.registry import Database as KnownDatabase
 from matview_operator.engine.registry import Policy, Registry
@@ -93,12 +94,14 @@ class Target:
         self.secrets = MemorySecrets()
         # Kept as long as it can be: what one policy left in a session would meet the next one's run.
         self.pool = Pool(idle_seconds=60)
+        budget = Budget(limit_of=lambda _: 1, limit_in_all=1)
         self.runner = SlotRunner(
             registry=self.registry,
             executor=Refresher(self.pool),
             secrets=self.secrets,
             destinations=Destinations.read(["127.0.0.0/8"]),
-            budget=Budget(limit_of=lambda _: 1, limit_in_all=1),
+            budget=budget,
+            flights=Flights(budget=budget, clock=SystemClock()),
             clock=SystemClock(),
             random=Random(1),  # noqa: S311 - jitter
         )

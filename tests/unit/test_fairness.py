@@ -18,7 +18,8 @@ async def test_a_tenant_with_a_thousand_due_views_delays_another_by_one_refresh_
     tenants: tuple[str | None, str | None],
 ) -> None:
     """Ten policies of a hundred views each and, last of all, one of one view."""
-    many, single = ({} if tenant is None else {"tenantId": tenant} for tenant in tenants)
+    fields: list[dict[str, Any]] = [{} if tenant is None else {"tenantId": tenant} for tenant in tenants]
+    many, single = fields
     async with World() as world:
         world.database(limits={"maxConcurrentRefreshes": 2})
         world.executor.seconds = 1

@@ -470,7 +470,9 @@ async def test_due_policies_that_are_deleted_leave_nothing_behind_and_each_waite
         assert engine.queue_depth == 0
         assert engine.agenda.dispatcher._lanes == {}
         assert engine.budget._queues == {}
-        assert engine.flights._queued == engine.flights._flying == engine.flights._covers == {}
+        assert not engine.flights._queued
+        assert not engine.flights._flying
+        assert not engine.flights._covers
 
 
 async def test_ten_thousand_who_wait_and_are_cancelled_leave_nothing_behind() -> None:
@@ -494,7 +496,10 @@ async def test_ten_thousand_who_wait_and_are_cancelled_leave_nothing_behind() ->
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert flights.following == budget.waiting == 0
-    assert flights._queued == flights._flying == flights._covers == budget._queues == {}
+    assert not flights._queued
+    assert not flights._flying
+    assert not flights._covers
+    assert not budget._queues
     assert not budget._recent
     assert budget._alarm is None
 
