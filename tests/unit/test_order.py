@@ -431,6 +431,7 @@ async def test_gate_2c_a_view_whose_policy_is_deleted_is_waited_for_no_longer() 
         world.api.delete(POLICY, key("a"))
         await until(33)
         assert times(world) == [("a", 30), ("b", 32)]
+        assert {str(view) for view in world.supervisor.registry.views[key("db")]} == {"b"}
         world.api.delete(POLICY, key("b"))
         await until(34)
         registry, turns = world.supervisor.registry, world.supervisor.turns
