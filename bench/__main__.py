@@ -8,10 +8,11 @@ import sys
 import click
 from sandbox.errors import SandboxError
 
-from bench import executor, guard, ledger, pgcron, scheduler, throughput
+from bench import executor, fairness, guard, ledger, pgcron, scheduler, throughput
 
 BENCHMARKS = {
     "executor": executor.measure,
+    "fairness": fairness.measure,
     "guard": guard.measure,
     "throughput": throughput.measure,
     "ledger": ledger.measure,
@@ -25,9 +26,10 @@ BENCHMARKS = {
 def main(names: tuple[str, ...]) -> None:
     """Measure on servers of their own, print tables, and write bench/results.
 
-    NAME is a benchmark, or none for all of them: executor (a run against a bare REFRESH), guard (what its checks
-    add), throughput (runs per second, CPU time per run), ledger (a million runs, and how they are forgotten),
-    scheduler (thousands of policies, twenty minutes) and pg_cron (the operator beside it, a quarter of an hour).
+    NAME is a benchmark, or none for all of them: executor (a run against a bare REFRESH), fairness (a tenant's view
+    beside another's thousand), guard (what its checks add), throughput (runs per second, CPU time per run), ledger
+    (a million runs, and how they are forgotten), scheduler (thousands of policies, twenty minutes) and pg_cron (the
+    operator beside it, a quarter of an hour).
     Compare ratios, with nothing else running on the machine.
     """
     for name in names or BENCHMARKS:

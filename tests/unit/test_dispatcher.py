@@ -245,3 +245,32 @@ async def later(seconds: float, act: object) -> None:
     await asyncio.sleep(seconds)
     assert callable(act)
     act()
+
+
+async def test_each_slot_that_was_taken_is_over_once_whatever_becomes_of_it() -> None:
+    worked = Worked()
+    worked.slot(0)
+    worked.slot(0, B)
+    await until(1)
+    worked.slot(1)  # superseded by the next one
+    worked.slot(2, deadline=5)  # late when its turn comes
+    worked.request("r1")  # replaced by the next one
+    worked.request("r2")
+    assert worked.due == [(A, "12:00:00"), (B, "12:00:00"), (A, "12:00:02"), (A, "r2")]
+    worked.dispatcher.forget(B)
+    assert (B, "12:00:00") not in worked.due
+    await until(21)
+    assert worked.late == [(A, "12:00:02")]
+    assert worked.ended == ["12:00:00", "r2"]
+    assert worked.due == []
+    worked.slot(21)
+    await until(22)
+    worked.slot(22)
+    worked.request("r3")
+    worked.dispatcher.forget_slot(A)
+    assert worked.due == [(A, "12:00:21"), (A, "r3")]
+    worked.dispatcher.forget(A)
+    assert worked.due == []
+    worked.slot(23)  # of another policy of that name
+    await until(24)
+    assert worked.due == [(A, "12:00:23")]  # the end of the former one's run is not its end

@@ -446,7 +446,8 @@ async def test_gate_2c_a_view_whose_schedule_is_suspended_is_waited_for_only_whi
         assert times(world) == [("a", 30), ("b", 40), ("b", 60)]
 
 
-async def test_gate_2c_a_slot_that_waited_and_will_not_run_any_more_is_waited_for_no_longer() -> None:
+@pytest.mark.parametrize("deleted", [False, True], ids=["suspended", "deleted"])
+async def test_gate_2c_a_slot_that_waited_and_will_not_run_any_more_is_waited_for_no_longer(*, deleted: bool) -> None:
     async with World() as world:
         world.inspector.reads = {"b": "a"}
         world.database(limits=MANY)
@@ -455,9 +456,12 @@ async def test_gate_2c_a_slot_that_waited_and_will_not_run_any_more_is_waited_fo
         world.policy("b", schedule={"everySeconds": 60}, startingDeadlineSeconds=300)
         world.executor.seconds = 20  # the slot of 12:00:30 takes until 12:01:10, and that of 12:01 waits behind it
         await until(65)
-        world.policy("p", **fields, suspend=True)
+        if deleted:
+            world.api.delete(POLICY, key("p"))
+        else:
+            world.policy("p", **fields, suspend=True)
         await until(115)
-        assert times(world) == [("slow", 30), ("a", 50), ("b", 70)]
+        assert times(world) == [("slow", 30), ("a", 50), ("b", 65 if deleted else 70)]
 
 
 async def test_gate_2c_a_slot_that_waits_beyond_its_deadline_is_missed_and_the_next_one_goes() -> None:
@@ -558,3 +562,15 @@ async def test_gate_2c_what_waits_by_an_older_order_is_not_waited_for() -> None:
     assert line.gather(ours, newer) is None
     line.parts[other].waits = False
     assert line.gather(ours, newer) is not None
+
+
+async def test_gate_2c_what_is_due_later_is_waited_for_only_while_it_is_refreshed() -> None:
+    """Else two could wait for each other: one behind its policy's slot before, which waits for the other."""
+    line = Line()
+    order: Precedence[Key] = Precedence()
+    later = Due(slot=scheduled(at(30), starting_deadline_seconds=60))
+    line.parts[later] = Part()
+    ours = Due(slot=scheduled(EPOCH, starting_deadline_seconds=60))
+    assert line.gather(ours, order) is None
+    line.parts[later].waits = False
+    assert line.gather(ours, order) is not None

@@ -75,6 +75,18 @@ def judged(
     return {each.type: (each.status, each.reason, each.message) for each in said.conditions}
 
 
+def test_a_slot_during_which_the_clock_is_set_back_took_no_time() -> None:
+    late = scheduled(at(0), starting_deadline_seconds=20)
+    set_back = SlotReport(
+        slot=late,
+        correlation_id="c",
+        started_at=at(3600),
+        ended_at=at(1),
+        results=((ViewName("public", "a"), result()),),
+    )
+    assert folded(set_back).history[0].duration_ms == 0
+
+
 FAILED = result(RefreshOutcome.FAILED, error_type=RefreshReason.TIMEOUT, error_message="too slow")
 SKIPPED = result(RefreshOutcome.SKIPPED_LOCK_HELD, error_type=RefreshReason.LOCK_HELD)
 STOPPED = result(RefreshOutcome.INTERRUPTED, error_type=RefreshReason.SHUTDOWN)

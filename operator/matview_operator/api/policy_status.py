@@ -105,7 +105,9 @@ History = Annotated[
 
 
 class MatviewRefreshPolicyStatus(Model):
-    """What the operator knows about a policy; written by the operator alone, once when a slot ended."""
+    """What the operator knows about a policy; written by the operator alone, once when a slot ended, and before
+    that once while a view waits to be tried again.
+    """
 
     observed_generation: Optional[Count] = None
     """The metadata.generation of the newest spec that the operator has acted on."""

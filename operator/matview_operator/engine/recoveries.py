@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry_class import RetryClass, retry_class
-from matview_operator.domain.slot import Slot, SlotReport, is_fresh
+from matview_operator.domain.slot import Slot, SlotReport
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Key
@@ -88,11 +88,9 @@ class Recoveries:
         failed = self._failed.get(key)
         return failed is not None and failed.run_again and failed.report.slot == slot
 
-    def kept(self, key: Key, slot: Slot) -> Mapping[ViewName, RefreshResult]:
-        """What need not be done again in a slot that is run again."""
-        if not self.is_again(key, slot):
-            return {}
-        return {view: result for view, result in self._failed[key].report.results if is_fresh(result.outcome)}
+    def former(self, key: Key, slot: Slot) -> Mapping[ViewName, RefreshResult]:
+        """How a slot that is run again has ended before."""
+        return dict(self._failed[key].report.results) if self.is_again(key, slot) else {}
 
     def forget(self, key: Key) -> None:
         """Drop what is known of a deleted policy."""

@@ -188,6 +188,13 @@ class Registry:
         for keys in self._by_view.get((database, view), {}).values():
             yield from keys
 
+    def is_suspended(self, policy: Policy) -> bool:
+        """Whether nothing is due, by the policy's own word or its database's."""
+        database = self.databases.get(policy.database_key) if policy.database_key else None
+        return (policy.spec is not None and policy.spec.suspend) or (
+            database is not None and database.spec is not None and database.spec.suspend
+        )
+
     def sharing_problem(self, policy: Policy) -> Problem | None:
         """Whether another policy makes it unsafe to refresh one of its views."""
         for place in _places(policy):

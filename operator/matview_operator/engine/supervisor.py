@@ -122,6 +122,11 @@ class Supervisor:
         waiting = self.budget.waiting + self.flights.following + self.turns.waiting
         return self.agenda.dispatcher.waiting + waiting
 
+    @property
+    def started(self) -> bool:
+        """Whether the loops were started."""
+        return bool(self._tasks)
+
     def start(self) -> None:
         """Start the loops."""
         loops = (
@@ -136,15 +141,18 @@ class Supervisor:
             task.add_done_callback(_loop_ended)
             self._tasks.append(task)
 
-    async def stop(self, *, grace_seconds: float) -> None:
-        """Start nothing more, give runs the grace, then stop them on their servers; write what is left to write."""
+    async def stop(self, *, grace_seconds: float, flush_seconds: float = _FLUSH_SECONDS) -> None:
+        """Start nothing more, give runs the grace, then stop them on their servers; write what is left to write.
+
+        Both are 0 for who no longer leads. May be called again.
+        """
         timers, waiting, *others = self._tasks
         timers.cancel()
         waiting.cancel()
         self.budget.close()
         self.pauses.close()
         await self.agenda.dispatcher.drain(seconds=grace_seconds)
-        await self.reporter.flush(seconds=_FLUSH_SECONDS)
+        await self.reporter.flush(seconds=flush_seconds)
         for task in others:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -153,7 +161,7 @@ class Supervisor:
         """Whether every loop is alive and the timers have gone round lately."""
         beat = self.agenda.timers.last_beat
         return (
-            bool(self._tasks)
+            self.started
             and not any(task.done() for task in self._tasks)
             and beat is not None
             and abs(self._clock.now() - beat) < _SILENCE

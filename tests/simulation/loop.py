@@ -1,0 +1,162 @@
+"""An event loop on virtual time: whose callbacks run, and in which order, a seed decides. Nothing ever waits."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from asyncio import base_events
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import Context, ContextVar, copy_context
+from random import Random
+from typing import Any
+
+
+class Life:
+    """One process's being alive: what belongs to it stops between two steps when it is killed or paused."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.dead = False
+        self.paused = False
+        self.parked: list[asyncio.Handle] = []
+        """What would have run while it was paused."""
+
+
+_LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
+
+WORLD = Context()
+"""What belongs to no process: users, the API server, databases."""
+
+
+def context_of(life: Life) -> Context:
+    """A context whose tasks and callbacks, and all that they start, belong to this process."""
+    context = copy_context()
+    context.run(_LIFE.set, life)
+    return context
+
+
+class NumberedTask(asyncio.Task[Any]):
+    """A task whose place in a set does not depend on its address: a history is to be the same each time."""
+
+    count = 0
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
+        NumberedTask.count += 1
+        self.number = NumberedTask.count
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class VirtualLoop(base_events.BaseEventLoop):
+    """Jumps to the next timer when nothing is ready. Timers of one instant fire in an order that `random` draws."""
+
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+    _stopping: bool
+
+    def __init__(self, random: Random) -> None:
+        super().__init__()
+        self._now = 0.0
+        self._random = random
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self.faults: list[str] = []
+        """Exceptions that nobody caught."""
+        NumberedTask.count = 0
+        self.set_task_factory(self._task)
+        self.set_exception_handler(self._unhandled)
+
+    def time(self) -> float:
+        """Seconds since the history began."""
+        return self._now
+
+    # As in asyncio, without its checks: half of a history's time would go there.
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        """Have it called in the next round."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Have it called at that time."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
+
+    def after(self, seconds: float, callback: Callable[..., object], *args: Any) -> None:
+        """Call back later as the world, which no death of a process stops."""
+        self.call_at(self._now + seconds, callback, *args, context=WORLD)
+
+    def resume(self, life: Life) -> None:
+        """Let a paused process go on with what it missed."""
+        life.paused = False
+        self._ready.extend(life.parked)
+        life.parked = []
+
+    def close_tasks(self) -> None:
+        """End what never ended, dead processes' tasks too; called within the loop's last step."""
+        for task in self._tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            coroutine = task.get_coro()
+            for _ in range(2):  # a task group wants to wait for its tasks first
+                with suppress(RuntimeError):
+                    if coroutine is not None and task is not asyncio.current_task():
+                        coroutine.close()  # type: ignore[union-attr]
+        self._tasks.clear()
+        self._ready.clear()
+        self._scheduled.clear()
+
+    def _task(self, loop: Any, coro: Any, **options: Any) -> Any:
+        task = NumberedTask(coro, loop=loop, **options)
+        self._tasks[task] = None
+        task.add_done_callback(self._forget, context=WORLD)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task, None)
+
+    def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.faults.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+    def _write_to_self(self) -> None:
+        """There are no other threads."""
+
+    def _process_events(self, event_list: object) -> None:
+        """There are no sockets."""
+
+    def _run_once(self) -> None:
+        ready, scheduled = self._ready, self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
+        if not ready and not self._stopping:
+            assert scheduled, "everybody waits for nothing"
+            self._now = max(self._now, scheduled[0].when())
+        due: list[asyncio.Handle] = []
+        while scheduled and scheduled[0].when() <= self._now:
+            timer = heapq.heappop(scheduled)
+            timer._scheduled = False  # type: ignore[attr-defined]
+            due.append(timer)
+        if len(due) > 1:
+            self._random.shuffle(due)
+        ready.extend(due)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            life = handle._context.get(_LIFE)  # type: ignore[attr-defined]
+            if life is not None:
+                if life.dead:
+                    continue
+                if life.paused:
+                    life.parked.append(handle)
+                    continue
+            handle._run()

@@ -1,0 +1,231 @@
+"""One operator process: the engine unchanged, between simulated ports, from start to SIGTERM or SIGKILL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from tests.simulation.cluster import KINDS, Cluster, Stream
+from tests.simulation.ground import Ground
+from tests.simulation.loop import Life, context_of
+from tests.simulation.server import Server
+from tests.simulation.sessions import Call, Sessions
+from tests.unit.memory_api import Body, MemoryEvents
+from tests.unit.ports import MemoryPruner
+
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.domain.destination import Destinations
+from matview_operator.domain.errors import Problem
+from matview_operator.domain.result import RefreshResult
+from matview_operator.engine.intake import Intake
+from matview_operator.engine.ports import ApiUnavailable, Key
+from matview_operator.engine.supervisor import Supervisor
+
+_LIST_PAUSE_SECONDS = 2.0
+_PRUNE_SECONDS = 300.0
+
+
+class Observer(Protocol):
+    """Is told what a process does; see the judge."""
+
+    def loaded(self, process: Process) -> None:
+        """It has listed what exists, and begins to watch."""
+        ...
+
+    def call_begun(self, process: Process, call: Call) -> None:
+        """It asks the executor for a refresh."""
+        ...
+
+    def call_ended(self, process: Process, call: Call, results: Sequence[RefreshResult]) -> None:
+        """The executor answered it."""
+        ...
+
+
+@dataclass(slots=True)
+class Counts:
+    """The process's metrics, of which the missed slots are looked at."""
+
+    process: Process
+    missed: Counter[str] = field(default_factory=Counter)
+    """By UID."""
+
+    def run_ended(self, key: Key, result: RefreshResult) -> None:
+        """Count one run of one view."""
+
+    def slot_started(self, *, lag_seconds: float) -> None:
+        assert lag_seconds >= 0
+
+    def slots_missed(self, key: Key, count: int) -> None:
+        self.process.ground.tell(f"{self.process} counts {count} missed of {key}")
+        self.missed[self.process.supervisor.registry.policies[key].ref.uid] += count
+
+    def retried(self, key: Key, reason: RefreshReason) -> None:
+        self.process.ground.tell(f"{self.process} will try {key} again after {reason}")
+
+    def policy_gone(self, key: Key) -> None:
+        """Its series end."""
+
+
+class Process:
+    """What a pod runs. All of its tasks and callbacks live in one context, and die with it."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        ground: Ground,
+        cluster: Cluster,
+        servers: Mapping[str, Server],
+        observer: Observer,
+        places: int,
+    ) -> None:
+        self.ground = ground
+        self.cluster = cluster
+        self.life = Life(number)
+        self.context = context_of(self.life)
+        self.observer = observer
+        self.places = places
+        self.counts = Counts(self)
+        self.started_at = ground.now
+        self.loaded_at: float | None = None
+        self.disturbed_at = -1e9
+        """When it was last paused or cut off from the API server."""
+        self.is_stopping = False
+        self.unread_at: dict[str, float] = {}
+        """By namespace: when a Secret could not be read."""
+        self.heard_until = ground.clock.now()
+        """The latest that the clock has shown when something new was heard."""
+        self.missed_before: dict[str, int] = {}
+        """By policy UID: what the stored status counted when the policy was first seen."""
+        self.news_at: dict[tuple[str, Key], float] = {}
+        """By kind and key: when something new was heard of an object."""
+        self._heard_of: dict[tuple[str, Key], tuple[str, int]] = {}
+        self.sessions = Sessions(ground, servers, self)
+        self.supervisor = Supervisor(
+            executor=self.sessions,
+            inspector=self.sessions,
+            pruner=MemoryPruner(),
+            secrets=self,
+            destinations=Destinations(),
+            writer=cluster,
+            events=MemoryEvents(ground.clock),
+            metrics=self.counts,
+            clock=ground.clock,
+            max_concurrent_refreshes=places,
+            ledger_keep_days=30,
+            random=Random(ground.random.random()),  # noqa: S311 - jitter
+        )
+        self.intake = Intake(supervisor=self.supervisor, clock=ground.clock)
+
+    def __str__(self) -> str:
+        return f"process {self.life.number}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was neither killed nor stopped."""
+        return not self.life.dead
+
+    def start(self) -> None:
+        """Exec."""
+        self.ground.tell(f"{self} starts")
+        self.ground.loop.create_task(self._run(), context=self.context)
+
+    def kill(self) -> None:
+        """SIGKILL: no step more is made. What was sent arrives; its sessions end as their servers notice."""
+        if self.alive:
+            self.ground.tell(f"{self} is killed")
+            self._end()
+            self.sessions.die()
+
+    def terminate(self, *, grace_seconds: float) -> None:
+        """SIGTERM."""
+        if self.alive:
+            self.ground.tell(f"{self} is told to stop")
+            self.is_stopping = True
+            self.ground.loop.create_task(self._stop(grace_seconds), context=self.context)
+
+    async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
+        """Read a Secret."""
+        try:
+            return await self.cluster.read(namespace=namespace, name=name, field=field)
+        except Problem:
+            self.unread_at[namespace] = self.ground.now
+            raise
+
+    def call_begun(self, call: Call) -> None:
+        """Of the sessions."""
+        self.observer.call_begun(self, call)
+
+    def call_ended(self, call: Call, results: Sequence[RefreshResult]) -> None:
+        """Of the sessions."""
+        self.observer.call_ended(self, call, results)
+
+    async def _run(self) -> None:
+        self.supervisor.start()
+        bodies = {kind: await self._listed(kind) for kind in KINDS}
+        for kind in KINDS:
+            for body in bodies[kind]:
+                self._seen(body)
+        self.loaded_at = self.ground.now
+        self.observer.loaded(self)
+        streams = [Stream(self.cluster, kind, seen=self._seen, gone=self._gone, context=self.context) for kind in KINDS]
+        self.cluster.streams += streams
+        for stream in streams:
+            stream.relist()
+        while True:
+            await asyncio.sleep(_PRUNE_SECONDS)
+            known = self.intake.known_uids()
+            try:
+                listed = {body["metadata"]["uid"] for kind in KINDS for body in await self.cluster.list(kind)}
+            except ApiUnavailable:
+                continue
+            self.intake.prune(known_before=known, listed=listed)
+
+    async def _listed(self, kind: str) -> list[Body]:
+        while True:
+            try:
+                return await self.cluster.list(kind)
+            except ApiUnavailable:
+                await asyncio.sleep(_LIST_PAUSE_SECONDS)
+
+    async def _stop(self, grace_seconds: float) -> None:
+        await self.supervisor.stop(grace_seconds=grace_seconds)
+        self.ground.tell(f"{self} has stopped")
+        if self.sessions.calls:
+            self.ground.violate(f"{self} left {len(self.sessions.calls)} runs on their servers")
+        self._end()
+
+    def _end(self) -> None:
+        self.life.dead = True
+        self.ground.deaths += 1
+        self.cluster.streams = [stream for stream in self.cluster.streams if stream.context is not self.context]
+
+    def _seen(self, body: Body) -> None:
+        self._heard(body, gone=False)
+        if body["kind"] == "MatviewRefreshPolicy":
+            self.intake.policy_seen(body)
+        else:
+            self.intake.database_seen(body)
+
+    def _gone(self, body: Body) -> None:
+        self._heard(body, gone=True)
+        if body["kind"] == "MatviewRefreshPolicy":
+            self.intake.policy_gone(body)
+        else:
+            self.intake.database_gone(body)
+
+    def _heard(self, body: Body, *, gone: bool) -> None:
+        """Note when something new was heard: a rule may be broken for the moment that it takes to be acted on."""
+        meta = body["metadata"]
+        place = body["kind"], Key(meta["namespace"], meta["name"])
+        known = (meta["uid"], -1 if gone else meta["generation"])
+        if place[0] == "MatviewRefreshPolicy" and not gone:
+            self.missed_before.setdefault(meta["uid"], body.get("status", {}).get("missedSlots") or 0)
+        if self._heard_of.get(place) != known:
+            self._heard_of[place] = known
+            self.news_at[place] = self.ground.now
+            self.heard_until = max(self.heard_until, self.ground.clock.now())

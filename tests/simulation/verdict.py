@@ -1,0 +1,151 @@
+"""The end of a history, long after the last fault: what is stored is true, and everybody is served."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from tests.simulation.accounts import Accounts, Book
+from tests.simulation.cluster import Cluster
+from tests.simulation.ground import Ground
+from tests.simulation.judge import DATABASE, POLICY
+from tests.simulation.process import Process
+
+from matview_operator.adapters.kube.status_writer import status_document
+from matview_operator.api.model import REQUESTED_AT
+from matview_operator.api.outcome import RefreshOutcome
+from matview_operator.domain.schedule import Timetable
+from matview_operator.domain.slot import is_fresh
+from matview_operator.engine.ports import Key
+from matview_operator.engine.registry import Policy
+
+_LATEST_SECONDS = 90.0
+_LATEST_OF_ALL_SECONDS = 300.0
+"""How long before the end a slot is due that must have ended: longer than all views take, in a row."""
+
+
+class Verdict:
+    """Compares what exists, what the engine holds and what is stored."""
+
+    def __init__(self, ground: Ground, *, cluster: Cluster, process: Process, accounts: Accounts) -> None:
+        self._ground = ground
+        self._objects = cluster.api.objects
+        self._process = process
+        self._registry = process.supervisor.registry
+        self._accounts = accounts
+
+    def pronounce(self) -> None:
+        """Say all that is wrong."""
+        if not self._knows_what_is_there():
+            return
+        self._check_stored()
+        for key, policy in self._registry.policies.items():
+            book = self._accounts.books[policy.ref.uid]
+            self._check_request(policy)
+            timetable = policy.timetable
+            if timetable is None:
+                continue
+            self._check_books(key, policy, timetable, book)
+            agenda = self._process.supervisor.agenda
+            if not agenda.is_suspended(policy):
+                self._check_service(key, policy, timetable)
+                if key not in agenda.dispatcher._lanes:  # else it may say that it tries again
+                    self._check_conditions(key, policy)
+            self._check_views(key, policy, book)
+
+    def _knows_what_is_there(self) -> bool:
+        known = {
+            **{(POLICY, key): policy.ref.uid for key, policy in self._registry.policies.items()},
+            **{(DATABASE, key): database.ref.uid for key, database in self._registry.databases.items()},
+        }
+        there = {place: body["metadata"]["uid"] for place, body in self._objects.items()}
+        if known != there:
+            self._ground.violate(f"the operator knows {sorted(known)}, but there are {sorted(there)}")
+        if {*self._registry.resource_versions} != {*there.values()}:
+            self._ground.violate("the operator keeps versions of objects that are gone, or lacks some")
+        return known == there
+
+    def _check_stored(self) -> None:
+        for (kind, key), body in self._objects.items():
+            held = self._registry.policies[key] if kind == POLICY else self._registry.databases[key]
+            if held.generation != body["metadata"]["generation"]:
+                self._ground.violate(f"the operator knows an old spec of {key}")
+            document = {name: value for name, value in status_document(held.status).items() if value is not None}
+            if self._process.supervisor.reporter.pending == 0 and document != body.get("status", {}):
+                self._ground.violate(f"the status of {kind} {key} is not what the operator holds")
+
+    def _check_request(self, policy: Policy) -> None:
+        """The newest token is answered, but on a database that is suspended."""
+        token = self._objects[POLICY, policy.key]["metadata"].get("annotations", {}).get(REQUESTED_AT)
+        if token is None or policy.status.last_handled_request == token:
+            return
+        self._ground.violate(f"{policy.key} does not answer {token}")
+
+    def _check_books(self, key: Key, policy: Policy, timetable: Timetable, book: Book) -> None:
+        """Each slot is run, covered or counted as missed, in the status and in the metric."""
+        status, last = policy.status, policy.status.last_slot_time
+        missed = status.missed_slots or 0
+        if book.is_plain and last is not None:
+            owed = timetable.due_between(policy.created_at, last).slots
+            handled = {slot for slot in book.handled if slot <= last}
+            if missed + len(handled - book.missed_too) != owed:
+                self._ground.violate(
+                    f"{key} owed {owed} slots until {last}: {len(handled)} handled, {len(handled & book.missed_too)} "
+                    f"of them missed too, and {missed} missed are not so many"
+                )
+        uid = policy.ref.uid
+        counted = self._process.missed_before.get(uid, 0) + self._process.counts.missed[uid]
+        if counted != missed + policy.missed:
+            self._ground.violate(f"{key} says {missed} missed, and the metric {counted}")
+
+    def _check_service(self, key: Key, policy: Policy, timetable: Timetable) -> None:
+        """Its newest slots have ended, and its next one is told."""
+        status, now = policy.status, self._ground.clock.now()
+        latest = min(_LATEST_OF_ALL_SECONDS, _LATEST_SECONDS + self._all_seconds())
+        newest, last = timetable.newest_at(now - timedelta(seconds=latest)), status.last_slot_time
+        is_handled = last is not None and last >= newest
+        if newest > policy.created_at and not is_handled and not self._is_forgiven(policy, newest):
+            self._ground.violate(f"{key} was due at {newest}, and its last slot is {last}")
+        if last is not None and last >= timetable.newest_at(now):
+            following = timetable.next_after(max(now, last))
+            if status.next_slot_time != following:
+                self._ground.violate(f"{key} says after {last} that it is due at {status.next_slot_time}")
+
+    def _all_seconds(self) -> float:
+        """How long all views of all policies take, if all are refreshed one after another, at the longest."""
+        views = sum(len(policy.spec.views) for policy in self._registry.policies.values() if policy.spec is not None)
+        return 1.5 * views * max(server.seconds for server in self._process.sessions.servers.values())
+
+    def _is_forgiven(self, policy: Policy, slot: datetime) -> bool:
+        """Whether the schedule changed, or was resumed, after the slot."""
+        place = policy.database_key
+        changed = self._process.news_at.get((POLICY, policy.key), 0.0)
+        if place is not None:
+            changed = max(changed, self._process.news_at.get((DATABASE, place), 0.0))
+        ago = (self._ground.clock.now() - slot).total_seconds()
+        return self._ground.now - ago <= changed
+
+    def _check_conditions(self, key: Key, policy: Policy) -> None:
+        """Ready and Fresh say what the newest slot and the other policies mean for it."""
+        status = policy.status
+        is_well = self._registry.sharing_problem(policy) is None
+        conditions = {condition.type: condition for condition in status.conditions}
+        ready, fresh = conditions.get("Ready"), conditions.get("Fresh")
+        newest = status.history[0] if status.history else None
+        is_good = newest is None or is_fresh(newest.outcome)
+        if (
+            ready is None
+            or (ready.status == "True" and not is_well)
+            or (ready.status == "False" and is_well and is_good)
+        ):
+            self._ground.violate(f"{key} is {'' if is_well else 'not '}well, and says {ready}")
+        is_told = fresh is not None and (fresh.reason == "SlotMissed" or is_good is (fresh.status == "True"))
+        if newest is not None and not is_told:
+            self._ground.violate(f"{key} says {fresh} after {newest}")
+
+    def _check_views(self, key: Key, policy: Policy, book: Book) -> None:
+        """What is said of each view is what the executor said last."""
+        for view in policy.status.views:
+            said = book.answers.get(f"{view.correlation_id} {view.name}")
+            is_told = view.outcome is RefreshOutcome.SUCCESS or (said is not None and is_fresh(said))
+            if said is not None and is_told and said is not view.outcome:
+                self._ground.violate(f"{key} says {view.outcome} of {view.name}, and the executor said {said}")
