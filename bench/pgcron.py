@@ -219,7 +219,8 @@ async def _measure(cron: PgCron, ours: Operator, *, views: int, rounds: int, stu
             wave = await _wave(contender, views=views, seconds=seconds)
             print(f"{wave.due:%H:%M} {name}: {len(wave.runs)} of {views} ran, {wave.rate:.0f} a second", flush=True)
             waves[name].append(wave)
-    ratio = median(its.rate / theirs.rate for theirs, its in zip(waves["pg_cron"], waves["operator"], strict=True))
+    # A stuck view may keep pg_cron from running anything.
+    ratios = [its.rate / theirs.rate for theirs, its in zip(*waves.values(), strict=True) if theirs.rate]
     return [
         {
             "views": views,
@@ -228,7 +229,7 @@ async def _measure(cron: PgCron, ours: Operator, *, views: int, rounds: int, stu
             "ran": min(len(wave.runs) for wave in of),
             **lags(of),
             "runs/s": round(median(wave.rate for wave in of), 1),
-            "ratio": round(ratio, 2) if name == "operator" else 1.0,
+            "ratio": round(median(ratios), 2) if name == "operator" and ratios else None,
             "server ms": cpu_of_a_run(of, "server"),
             "operator ms": cpu_of_a_run(of, "operator"),
             "API ms": cpu_of_a_run(of, "API"),

@@ -29,8 +29,8 @@ class Wave:
 
     @property
     def rate(self) -> float:
-        """Runs per second, from the instant that they were due to the end of the last one."""
-        return len(self.runs) / max(end for _, end in self.runs)
+        """Runs per second, from the instant that they were due to the end of the last one; 0 if none ran."""
+        return len(self.runs) / max(end for _, end in self.runs) if self.runs else 0.0
 
     def lag(self, part: float) -> float:
         """How late the start is that this part of all starts is not later than; 0 is the first, 1 the last."""
@@ -78,15 +78,17 @@ async def observe(
     return Wave(due=due, runs=runs, cpu={name: after[name] - before[name] for name in processes})
 
 
-def lags(waves: Sequence[Wave]) -> dict[str, float]:
-    """Start lags as columns: the median of the waves."""
+def lags(waves: Sequence[Wave]) -> dict[str, float | None]:
+    """Start lags as columns: the median of the waves; None if there was one in which nothing ran."""
     parts = {"first s": 0.0, "p50 s": 0.5, "p99 s": 0.99, "last s": 1.0}
+    if not all(wave.runs for wave in waves):
+        return dict.fromkeys(parts)
     return {column: round(median(wave.lag(part) for wave in waves), 3) for column, part in parts.items()}
 
 
 def cpu_of_a_run(waves: Sequence[Wave], name: str) -> float:
     """Milliseconds of one run: the median of the waves."""
-    return round(median(wave.cpu[name] * 1000 / len(wave.runs) for wave in waves), 2)
+    return round(median(wave.cpu[name] * 1000 / max(1, len(wave.runs)) for wave in waves), 2)
 
 
 def _cpu(processes: Mapping[str, Sequence[int]]) -> dict[str, float]:
