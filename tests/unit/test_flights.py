@@ -304,6 +304,24 @@ async def test_a_lock_that_is_held_to_the_end_is_told_to_each() -> None:
             assert view["correlationId"] == str(uuid.uuid5(world.known(place).uid, "slot:2026-11-22T12:00:30Z"))
 
 
+@pytest.mark.parametrize(("due", "asks"), [(0, False), (2, True)])
+async def test_a_lock_found_held_before_a_slot_was_due_is_asked_for_again(due: float, asks: bool) -> None:  # noqa: FBT001 - pytest
+    flights = Flights(budget=Budget(limit_of=lambda _: 2, limit_in_all=4), clock=VirtualClock())
+
+    async def hold() -> None:
+        slot = scheduled(at(0), starting_deadline_seconds=600)
+        async with flights.seat(key("db"), A_RUN, slot, shared=("db", 1, A_RUN.view), seconds=300) as seat:
+            await until(5)
+            seat.result = A_RUN.result(RefreshOutcome.SKIPPED_LOCK_HELD, started_at=at(0), ended_at=at(5))
+
+    holding = asyncio.create_task(hold())
+    await until(3)
+    run, slot = replace(A_RUN, due_at=at(due)), scheduled(at(due), starting_deadline_seconds=600)
+    async with flights.seat(key("db"), run, slot, shared=("db", 1, A_RUN.view), seconds=300) as seat:
+        assert (seat.known is None) is asks
+    await holding
+
+
 # What is not covered.
 
 
