@@ -44,8 +44,9 @@ class Holds:
         """Have the intervals begin with these runs."""
         known = self._registry.databases.get(database)
         if known is not None and known.spec is not None and known.spec.limits.min_interval_seconds:
+            least = timedelta(seconds=known.spec.limits.min_interval_seconds)
             for view, result in results:
-                self._pace.ended(database, view, result, slot=slot)
+                self._pace.ended(database, view, result, slot=slot, least=least)
 
     def closed_until(self, policy: Policy) -> datetime | None:
         """When the windows of the policy's database let a refresh start, at the earliest; None if they do now."""

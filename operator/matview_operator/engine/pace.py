@@ -13,9 +13,6 @@ from matview_operator.domain.view import ViewName
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy, Registry
 
-_OWN_LAG = timedelta(seconds=1)
-"""A run that began this soon counts as begun when it was due: else a schedule as often as the interval allows would
-come later and later, by each run's lag."""
 _NO_REFRESH = frozenset(
     {
         RefreshOutcome.SKIPPED_COVERED,
@@ -39,13 +36,19 @@ class Pace:
         self._registry = registry
         self._begun: dict[tuple[Key, ViewName], _Begun] = {}
 
-    def ended(self, database: Key, view: ViewName, result: RefreshResult, *, slot: Slot) -> None:
-        """Take down when a run began. Until it ends, the view's lock keeps others from it."""
+    def ended(self, database: Key, view: ViewName, result: RefreshResult, *, slot: Slot, least: timedelta) -> None:
+        """Take down when a run began, or might have but for its waiting for a place, half of `least` at most.
+
+        Else a schedule as often as the interval allows would come later and later. Until the run ends, the view's lock
+        keeps others from it.
+        """
         if not _counts(result.outcome, result.error_type):
             return
         at = result.started_at
-        if slot.request is None and timedelta() <= at - slot.due_at < _OWN_LAG:
-            at = slot.due_at
+        before = self._begun.get((database, view))
+        free = slot.due_at if before is None else max(slot.due_at, before.at + least)
+        if slot.request is None and timedelta() <= at - free < least / 2:
+            at = free
         named = self._registry.named_views()
         if len(self._begun) > len(named) + _FORGOTTEN_AT_ONCE:
             self._begun = {place: begun for place, begun in self._begun.items() if place in named}
