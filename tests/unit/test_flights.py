@@ -481,7 +481,7 @@ async def test_a_shared_view_comes_first_for_whoever_has_the_first_turn() -> Non
         many = [world.policy(f"m{number:03}", tenantId="many", **fields) for number in range(1000)]
         many.append(world.policy("n", tenantId="many", views=[{"name": "v"}], **fields))
         single = world.policy("single", tenantId="single", views=[{"name": "v"}], **fields)
-        await until(1205)
+        await until(1210)  # statuses wait for runs, five seconds at most
         assert world.executor.views[1] == "v"
         assert told(world, single) == [("SUCCESS", None)]
         assert told(world, many[-1]) == [("SKIPPED_COVERED", "Covered")]

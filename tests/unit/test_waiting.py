@@ -158,15 +158,16 @@ async def test_a_request_that_is_withdrawn_while_it_waits_is_not_run_and_not_tol
         assert world.executor.calls == []
 
 
-async def test_a_request_and_a_slot_that_wait_together_each_run_once_the_request_first() -> None:
+async def test_of_a_request_and_a_slot_that_wait_together_the_request_runs_and_covers_the_slot() -> None:
     async with World() as world:
         world.database(**FROM_1201_TO_1204)
         place = world.policy(schedule={"everySeconds": 216}, startingDeadlineSeconds=300)
         await until(225)
         world.api.annotate(place, "r1")
         await until(300)
-        assert [call.run.correlation_id == "r1" for call in world.executor.calls] == [True, False]
-        assert begun(world) == [240, 240.1]
+        assert [call.run.correlation_id for call in world.executor.calls] == ["r1"]
+        assert begun(world) == [240]
+        assert [entry["outcome"] for entry in world.api.status(place)["history"]] == ["SKIPPED_COVERED", "SUCCESS"]
 
 
 async def test_a_request_does_not_wait_for_what_a_slot_waits_for_besides() -> None:
@@ -204,7 +205,7 @@ async def test_after_a_restart_slot_and_request_wait_on() -> None:
         assert world.executor.calls == []
         assert world.condition(place, "Reconciling") == ("True", "WaitingForWindow")
         await until(250)
-        assert begun(world) == [240, 240.1]
+        assert begun(world) == [240]  # which covers the slot
         assert world.api.status(place)["lastHandledRequest"] == "r1"
         assert world.api.status(place)["lastSlotTime"] == "2026-11-22T12:03:20Z"
 

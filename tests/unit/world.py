@@ -107,11 +107,15 @@ class World:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def database(self, name: str = "db", *, namespace: str = NAMESPACE, **fields: Any) -> Key:
-        """Apply a MatviewDatabase with a Secret of its own; its host is its name."""
+        """Apply a MatviewDatabase with a Secret of its own; its host is its name. If no limit
+        says otherwise, it has no least interval.
+        """
         place = key(name, namespace)
         data = {"host": name, "port": "5432", "dbname": "app", "username": "mv", "password": "p"}
         self.secrets.data.setdefault(place, data)
-        self.api.put(DATABASE, place, {"secretRef": {"name": name}, "sslMode": "disable"} | fields)
+        limits = {"minIntervalSeconds": 0} | fields.pop("limits", {})
+        spec = {"secretRef": {"name": name}, "sslMode": "disable", "limits": limits}
+        self.api.put(DATABASE, place, spec | fields)
         return place
 
     def policy(

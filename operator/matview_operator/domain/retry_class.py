@@ -36,6 +36,8 @@ RETRY_CLASSES: dict[Reason, RetryClass] = {
     Reason.UPSTREAM_FAILED: RetryClass.NEXT_SLOT,
     Reason.GROUP_ROLLED_BACK: RetryClass.NEXT_SLOT,
     Reason.INVALID_SPEC: RetryClass.ON_CHANGE,
+    Reason.DEPENDENCY_CYCLE: RetryClass.ON_CHANGE,
+    Reason.DEPENDENCY_MISSING: RetryClass.ON_CHANGE,
     Reason.DATABASE_NOT_FOUND: RetryClass.ON_CHANGE,
     Reason.DATABASE_NOT_READY: RetryClass.ON_CHANGE,
     Reason.DATABASE_SUSPENDED: RetryClass.NEXT_SLOT,
