@@ -14,7 +14,6 @@ from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.engine.ports import ObjectRef, Status
 
-
 _LOCKED_OUT = RefreshOutcome.SKIPPED_LOCK_HELD
 
 
