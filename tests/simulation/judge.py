@@ -186,7 +186,7 @@ class Judge:
             is_again = self._ground.now - process.unread_at.get(policy.key.namespace, -1e9) < _TO_MEND_SECONDS
             if late > _TO_READ_SECONDS and waited > spec.starting_deadline_seconds and not is_again:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid} {late:.0f} s too late")
-            if run.due_at > self._ground.clock.now() and waited > _TO_BEGIN_SECONDS:
+            if run.due_at > self._ground.clock.now() and not self._ground.clock.set_back:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid} before it is due")
             if spec.suspend:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid}, which is suspended")
