@@ -16,6 +16,7 @@ from matview_operator.domain.slot import Slot
 from matview_operator.domain.status import after_missed
 from matview_operator.engine import runner, targets
 from matview_operator.engine.agenda import Agenda
+from matview_operator.engine.attempts import Attempts
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.dispatcher import Dispatcher, _Lane
 from matview_operator.engine.intake import Intake
@@ -23,7 +24,6 @@ from matview_operator.engine.ports import ApiUnavailable, Key, StatusConflict
 from matview_operator.engine.preflight import Preflights
 from matview_operator.engine.registry import Policy
 from matview_operator.engine.reporter import Reporter
-from matview_operator.engine.rounds import Rounds
 from matview_operator.engine.runner import SlotRunner
 from matview_operator.engine.supervisor import Supervisor
 from matview_operator.engine.timers import Timers
@@ -38,15 +38,6 @@ def no_limit_per_database(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Supervisor, "_limit_of", lambda *_: 100)
 
 
-def no_limit_in_all(patch: pytest.MonkeyPatch) -> None:
-    begin = Budget.__init__
-
-    def generous(self: Budget, *, limit_of: Callable[[Key], int], limit_in_all: int) -> None:
-        begin(self, limit_of=lambda key: min(limit_of(key), (limit_in_all + 1) // 2), limit_in_all=1000)
-
-    patch.setattr(Budget, "__init__", generous)
-
-
 def places_that_are_not_handed_on(patch: pytest.MonkeyPatch) -> None:
     leave = Budget._leave
 
@@ -56,17 +47,6 @@ def places_that_are_not_handed_on(patch: pytest.MonkeyPatch) -> None:
             leave(self, *args)
 
     patch.setattr(Budget, "_leave", keep)
-
-
-def the_last_come_first(patch: pytest.MonkeyPatch) -> None:
-    def turn(self: Rounds[Any]) -> Any:
-        self._now |= self._later
-        self._later.clear()
-        member, _ = self._now.popitem(last=True)
-        self._later[member] = None
-        return member
-
-    patch.setattr(Rounds, "turn", turn)
 
 
 def slots_that_are_taken_twice(patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +86,7 @@ def downtime_that_counts_for_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_deadline_that_is_none(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SlotRunner, "_remaining", lambda *_: 1e6)
+    patch.setattr(Attempts, "seconds_for_a_place", lambda *_: None)
 
 
 def two_slots_of_a_policy_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -138,10 +118,6 @@ def versions_of_the_dead(patch: pytest.MonkeyPatch) -> None:
         self.registry.resource_versions[policy.ref.uid] = "1"
 
     patch.setattr(Supervisor, "forget_policy", kept)
-
-
-def deletions_that_nobody_prunes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Intake, "prune", lambda *_, **__: None)
 
 
 def statuses_that_an_outage_loses(patch: pytest.MonkeyPatch) -> None:
@@ -256,9 +232,7 @@ def runs_that_a_shutdown_leaves_behind(patch: pytest.MonkeyPatch) -> None:
 
 BREAKS: dict[Break, str] = {
     no_limit_per_database: "views of .* at once, not",
-    no_limit_in_all: "views at once, not",
     places_that_are_not_handed_on: "does not begin|lets .* wait|was due at",
-    the_last_come_first: "lets .* wait while",
     slots_that_are_taken_twice: "begins .* again, though|owed .* slots until",
     superseded_slots_that_nobody_counts: "owed .* slots until",
     missed_slots_that_no_status_tells: "and the metric|owed .* slots until",
@@ -267,7 +241,6 @@ BREAKS: dict[Break, str] = {
     two_slots_of_a_policy_at_once: "at once",
     lanes_that_stay: "lanes, where",
     versions_of_the_dead: "versions",
-    deletions_that_nobody_prunes: "the operator knows .*, but there are",
     statuses_that_an_outage_loses: "is not what the operator holds",
     statuses_that_a_conflict_loses: "is not what the operator holds",
     statuses_that_fall_back: "missedSlots of .* falls|owed .* slots until|and the metric",
@@ -275,7 +248,7 @@ BREAKS: dict[Break, str] = {
     requests_that_get_lost: "does not answer",
     rows_of_another_tenant: "which another tenant names",
     a_database_that_is_suspended_in_vain: "which is suspended",
-    timers_that_fire_once: "does not begin the slot|was due at",
+    timers_that_fire_once: "does not begin the slot|due at",
     a_timer_loop_that_ends: "is not healthy",
     problems_that_are_looked_at_once: "is well, and says",
     runs_that_a_shutdown_leaves_behind: "left .* runs on their servers",
