@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).with_name("results")
+_WIDTH = 160
+"""Of a table that goes into a file."""
 
 
 def machine() -> dict[str, Any]:
@@ -33,6 +35,8 @@ def machine() -> dict[str, Any]:
 def publish(name: str, title: str, *, about: dict[str, Any], figures: Sequence[dict[str, Any]]) -> None:
     """Print the figures of one benchmark as a table, and write them to bench/results/<name>.json."""
     console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
     table = Table(title=f"{title} ({about['cpus']} CPUs, {about['processor']})", box=None)
     for column, value in figures[0].items():
         table.add_column(column, justify="left" if isinstance(value, str) else "right", no_wrap=True)

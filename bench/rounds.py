@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import mean, median
 
-import psutil
+from bench.cpu import cpu_seconds
 
 WARM_UP = 2
 """Rounds that are not counted."""
@@ -54,7 +54,7 @@ class Meter:
     """CPU time of this process and of a server: its postmaster, its backends, and those that have ended."""
 
     def __init__(self, postmaster: int) -> None:
-        self._postmaster = psutil.Process(postmaster)
+        self._postmaster = postmaster
         self._before = (0.0, 0.0)
         self._spent: dict[str, list[tuple[float, float]]] = {}
 
@@ -82,12 +82,4 @@ class Meter:
         return mean(spent[cut:-cut]) * 1000
 
     def _read(self) -> tuple[float, float]:
-        times = self._postmaster.cpu_times()
-        server = times.user + times.system + times.children_user + times.children_system
-        for child in self._postmaster.children():
-            try:
-                spent = child.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            server += spent.user + spent.system
-        return time.process_time(), server
+        return time.process_time(), cpu_seconds(self._postmaster)

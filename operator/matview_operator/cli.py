@@ -78,6 +78,31 @@ def main() -> None:
     help="How long SIGTERM lets refreshes end before it stops them. [env: MATVIEW_SHUTDOWN_GRACE_SECONDS; default: 20]",
 )
 @setting(
+    "--leader-elect/--no-leader-elect",
+    default=None,
+    help="Work only while holding a Lease, and stand by otherwise. [env: MATVIEW_LEADER_ELECT; default: no]",
+)
+@setting(
+    "--lease-name",
+    metavar="NAME",
+    help="The Lease's name. [env: MATVIEW_LEASE_NAME; default: matview-operator]",
+)
+@setting(
+    "--lease-namespace",
+    metavar="NAME",
+    help="The Lease's namespace. [env: MATVIEW_LEASE_NAMESPACE; default: the pod's own]",
+)
+@setting(
+    "--shard-count",
+    type=int,
+    help="Operators among which the databases are divided. [env: MATVIEW_SHARD_COUNT; default: 1]",
+)
+@setting(
+    "--shard-index",
+    type=int,
+    help="Which of them this is, from 0. [env: MATVIEW_SHARD_INDEX; default: the number that ends the host's name]",
+)
+@setting(
     "--log-level",
     type=click.Choice(("DEBUG", "INFO", "WARNING", "ERROR"), case_sensitive=False),
     help="What is logged at least. [env: MATVIEW_LOG_LEVEL; default: INFO]",

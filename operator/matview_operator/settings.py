@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from matview_operator.domain.destination import Destinations
+from matview_operator.domain.shard import Shard, ordinal_of
 
 
 class Settings(BaseSettings):
@@ -48,6 +50,42 @@ class Settings(BaseSettings):
     that may still be tried is not to be forgotten."""
     shutdown_grace_seconds: float = Field(default=20, ge=0, le=3600)
     """How long SIGTERM lets runs end before it stops them; less than terminationGracePeriodSeconds."""
+    leader_elect: bool = False
+    """Whether several processes may be started, of which the one that holds the Lease works and the others stand by."""
+    lease_name: str = Field(default="matview-operator", pattern=r"^[a-z0-9]([-a-z0-9]{0,198}[a-z0-9])?$")
+    """The Lease's name; with shards followed by a hyphen and the shard's index."""
+    lease_namespace: str | None = None
+    """The Lease's namespace; the pod's own if none is named."""
+    shard_count: int = Field(default=1, ge=1, le=100)
+    """Into how many shards the databases are divided, each with its policies."""
+    shard_index: int | None = Field(default=None, ge=0, validate_default=True)
+    """Which of them is this process's, from 0; the number at the end of the host's name if none is named, as a
+    StatefulSet gives it to its pods."""
+
+    @field_validator("shard_index")
+    @classmethod
+    def _one_of_the_shards(cls, value: int | None, info: ValidationInfo) -> int | None:
+        count = info.data.get("shard_count")
+        if count is None:
+            return value  # which is told already
+        index = 0 if value is None and count == 1 else value
+        index = ordinal_of(socket.gethostname()) if index is None else index
+        if index is None:
+            raise ValueError("is missing, and this host's name does not end with a number")
+        if index >= count:
+            raise ValueError(f"shard {index} is none of {count}, which are numbered from 0")
+        return index
+
+    @property
+    def shard(self) -> Shard:
+        """What this process looks after."""
+        return Shard(index=self.shard_index or 0, count=self.shard_count)
+
+    @property
+    def lease(self) -> str:
+        """The name of the Lease, one for each shard."""
+        return self.lease_name if self.shard_count == 1 else f"{self.lease_name}-{self.shard.index}"
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """What is logged at least."""
     log_format: Literal["json", "text"] = "json"

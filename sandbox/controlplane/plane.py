@@ -19,7 +19,7 @@ from sandbox.errors import SandboxError
 from sandbox.processes import ServerProcess, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _AUDIT_POLICY = """
@@ -90,6 +90,11 @@ class ControlPlane(Cluster):
     def audit_log(self) -> Path:
         """What ServiceAccounts asked of the API server, and what it answered: a JSON object per line."""
         return self._directory / "audit.log"
+
+    @property
+    def process_ids(self) -> Sequence[int]:
+        """The servers' processes, for whoever measures what they take."""
+        return [process.pid for process in (self._etcd, self._apiserver, self._manager) if process is not None]
 
     def stop(self) -> None:
         """Stop all three servers; nothing of them is left but their directory. Does nothing the second time."""

@@ -104,12 +104,13 @@ def audit(cluster: Cluster) -> list[Json]:
 
 
 def database(name: str = "analytics", spec: Json | None = None) -> Json:
-    """A MatviewDatabase whose Secret is called `<name>-app`."""
+    """A MatviewDatabase whose Secret is called `<name>-app`; its views may be refreshed as often as policies like."""
+    limits = {"minIntervalSeconds": 0, **(spec or {}).get("limits", {})}
     return {
         "apiVersion": API_VERSION,
         "kind": "MatviewDatabase",
         "metadata": {"name": name},
-        "spec": {"secretRef": {"name": f"{name}-app"}, "sslMode": "disable", **(spec or {})},
+        "spec": {"secretRef": {"name": f"{name}-app"}, "sslMode": "disable", **(spec or {}), "limits": limits},
     }
 
 

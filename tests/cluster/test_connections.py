@@ -180,7 +180,7 @@ async def test_faults_15_a_secret_is_got_once_for_a_slot_and_a_rotated_one_serve
     before = [(await tenant.database.make_view(f"before_{number}")).name for number in range(10)]
     await tenant.database.make_view("after")
     tenant.connect(role=role)
-    tenant.apply(policy("sales", *before, "gated", "after"))
+    tenant.apply(policy("sales", *before, "gated", "after", retry={"limit": 0}))
     tenant.wait("analytics", is_ready, kind="mvdb")
     tenant.wait("sales", is_ready)
 

@@ -32,6 +32,10 @@ def view(name: str) -> dict[str, Any]:
     return {"views": [{"name": name}]}
 
 
+def window(**changes: Any) -> dict[str, Any]:
+    return {"windows": [{"kind": "Deny", "cron": "0 8 * * MON-FRI", "durationSeconds": 3600} | changes]}
+
+
 NAME_TOO_LONG = "a PostgreSQL name has at most 63 bytes; write it as the catalogue has it"
 NAME_WITH_NUL = "a PostgreSQL name cannot hold a NUL character"
 FIVE_FIELDS = "cron takes five fields: minute hour day-of-month month day-of-week, as in */5 * * * *"
@@ -41,7 +45,8 @@ DOTTED = "tenantSetting takes the name of a setting with a dot, as in app.curren
 RESERVED = "tenantSetting must not be app.execution_context, which the operator sets itself"
 OWN_SCHEMAS = "searchPath takes schemas of yours: pg_catalog comes first and pg_temp last anyway, and $user is none"
 NO_GROUP = "consistency Group and concurrently Never exclude each other: readers would wait for the whole group"
-ONE_SCHEDULE = "write exactly one of schedule.cron and schedule.everySeconds"
+ONE_SCHEDULE = "write exactly one of schedule.cron, schedule.everySeconds and schedule.maxStalenessSeconds"
+NO_JITTER = "jitterSeconds and schedule.maxStalenessSeconds exclude each other: its slots are spread by themselves"
 SHORT_JITTER = "jitterSeconds must be no more than schedule.everySeconds"
 SHORT_BACKOFF = "retry.backoffSeconds must not be more than retry.maxBackoffSeconds: raise the one or lower the other"
 ONE_GUARD = "write at least one of guard.minRows, guard.maxRowLossPercent and guard.keepTenants"
@@ -74,7 +79,10 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewRefreshPolicy", {"tenantSetting": "app.tenant id"}, DOTTED),
     ("MatviewRefreshPolicy", {"tenantSetting": "app.execution_context"}, RESERVED),
     ("MatviewRefreshPolicy", {"tenantSetting": "App.EXECUTION_context"}, RESERVED),
+    ("MatviewRefreshPolicy", {"schedule": {"cron": "* * * * *", "maxStalenessSeconds": 30}}, ONE_SCHEDULE),
+    ("MatviewRefreshPolicy", {"schedule": {"everySeconds": 30, "maxStalenessSeconds": 30}}, ONE_SCHEDULE),
     ("MatviewRefreshPolicy", {"schedule": {"everySeconds": 30}, "jitterSeconds": 31}, SHORT_JITTER),
+    ("MatviewRefreshPolicy", {"schedule": {"maxStalenessSeconds": 30}, "jitterSeconds": 1}, NO_JITTER),
     ("MatviewRefreshPolicy", {"consistency": "Group", "concurrently": "Never"}, NO_GROUP),
     ("MatviewRefreshPolicy", {"retry": {"backoffSeconds": 700}}, SHORT_BACKOFF),
     ("MatviewRefreshPolicy", {"retry": {"maxBackoffSeconds": 9}}, SHORT_BACKOFF),
@@ -93,6 +101,8 @@ BROKEN_RULES: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewDatabase", {"searchPath": ["pg_temp"]}, OWN_SCHEMAS),
     ("MatviewDatabase", {"searchPath": ["app", "pg_temp_3"]}, OWN_SCHEMAS),
     ("MatviewDatabase", {"searchPath": ["$user"]}, OWN_SCHEMAS),
+    ("MatviewDatabase", window(cron="0 8 * * * *"), FIVE_FIELDS),
+    ("MatviewDatabase", window(timeZone="../../etc/passwd"), ZONE),
 ]
 
 OUT_OF_BOUNDS: list[tuple[str, dict[str, Any], str]] = [
@@ -128,6 +138,10 @@ OUT_OF_BOUNDS: list[tuple[str, dict[str, Any], str]] = [
     ("MatviewDatabase", {"limits": {"lockTimeoutMillis": 0}}, "greater than or equal to 1"),
     ("MatviewRefreshPolicy", {"retry": {"limit": 21}}, "less than or equal to 20"),
     ("MatviewDatabase", {"inventory": {"checkIntervalSeconds": 29}}, "greater than or equal to 30"),
+    ("MatviewDatabase", window(kind="Perhaps"), 'supported values: "Allow", "Deny"'),
+    ("MatviewDatabase", window(durationSeconds=59), "greater than or equal to 60"),
+    ("MatviewDatabase", window(durationSeconds=604_801), "less than or equal to 604800"),
+    ("MatviewDatabase", {"windows": window()["windows"] * 51}, "must have at most 50 items"),
 ]
 
 REFUSED = [*BROKEN_RULES, *OUT_OF_BOUNDS]
@@ -144,6 +158,7 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("MatviewRefreshPolicy", {"views": [{"name": "mv", "dependsOn": [{"name": f"d{n}"} for n in range(100)]}]}),
     ("MatviewDatabase", {"searchPath": ["app", 'Odd, "name"; --']}),
     ("MatviewDatabase", {"sslMode": "verify-ca", "database": "Ünïcode"}),
+    ("MatviewDatabase", {"windows": window(timeZone="Europe/Berlin")["windows"] * 50}),
 ]
 
 

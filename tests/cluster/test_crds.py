@@ -39,7 +39,7 @@ def test_the_server_fills_in_what_the_models_default(control_plane: Cluster, nam
 
     assert policy["spec"] == MatviewRefreshPolicySpec.model_validate(POLICY).to_document()
     assert database["spec"] == MatviewDatabaseSpec.model_validate(DATABASE).to_document()
-    assert database["spec"]["limits"] == {"maxConcurrentRefreshes": 2, "timeoutSeconds": 3600}
+    assert database["spec"]["limits"] == {"maxConcurrentRefreshes": 2, "minIntervalSeconds": 10, "timeoutSeconds": 3600}
     assert "status" not in policy
 
 

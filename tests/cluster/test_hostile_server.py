@@ -33,7 +33,7 @@ async def test_fault_21_the_api_server_takes_the_status_of_a_lying_servers_polic
 
         def tried() -> Json:
             tenant.apply(tenant.secret("analytics", port=str(liar.port)), database())
-            tenant.apply(policy("p", "mv"))
+            tenant.apply(policy("p", "mv", retry={"limit": 0}))
             tenant.wait("p", lambda status: condition(status, "Ready").get("status") in JUDGED, what="judged")
             return tenant.refresh_now("p", "r1")
 

@@ -136,12 +136,13 @@ def test_the_namespaced_installation_applies_in_the_users_namespace(
     control_plane.run_kubectl("apply", "--dry-run=server", "-k", str(overlay))
     applied = control_plane.run_kubectl("apply", "-k", str(overlay)).stdout
 
-    assert len(applied.splitlines()) == 5
+    assert len(applied.splitlines()) == 7
     documents = build(control_plane, overlay)
     assert {document["metadata"]["namespace"] for document in documents} == {namespace}
-    assert of_kind(documents, "RoleBinding")["subjects"] == [
-        {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}
-    ]
+    bindings = [document for document in documents if document["kind"] == "RoleBinding"]
+    assert [document["metadata"]["name"] for document in bindings] == [ACCOUNT, f"{ACCOUNT}-lease"]
+    for document in bindings:
+        assert document["subjects"] == [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}]
     assert control_plane.run_kubectl("get", "crd,clusterrole,clusterrolebinding", "-o", "name").stdout == before
     control_plane.run_kubectl("delete", "-k", str(overlay))
     control_plane.run_kubectl("get", "namespace", namespace)
@@ -153,15 +154,23 @@ def test_rights_of_the_cluster_wide_installation(control_plane: Cluster, namespa
     assert granted(control_plane, account_namespace=SYSTEM, namespace=namespace) == set(
         golden("rights-listed.txt").splitlines()
     )
+    # Leases in its own namespace only.
+    assert granted(control_plane, account_namespace=SYSTEM, namespace=SYSTEM) == set(
+        (golden("rights-listed.txt") + golden("rights-listed-lease.txt")).splitlines()
+    )
 
 
 @pytest.mark.usefixtures("installed")
 def test_rights_of_the_namespaced_installation(control_plane: Cluster, namespace: str, overlay: Path) -> None:
     control_plane.run_kubectl("apply", "-k", str(overlay))
 
-    assert matrix(control_plane, account_namespace=namespace, namespace=namespace) == golden("rights-granted.txt")
+    # What may be created cannot be told by its name; read and written is one Lease alone.
+    with_leases = golden("rights-granted.txt").replace(
+        "leases.coordination.k8s.io: -", "leases.coordination.k8s.io: create"
+    )
+    assert matrix(control_plane, account_namespace=namespace, namespace=namespace) == with_leases
     assert granted(control_plane, account_namespace=namespace, namespace=namespace) == set(
-        golden("rights-listed.txt").splitlines()
+        (golden("rights-listed.txt") + golden("rights-listed-lease.txt")).splitlines()
     )
     nothing = "".join(f"{resource}: -\n" for resource in RESOURCES)
     assert matrix(control_plane, account_namespace=namespace, namespace="default") == nothing
@@ -203,7 +212,8 @@ def test_the_pod_passes_the_restricted_pod_security_standard(
     assert "violates PodSecurity" in refused(template["spec"] | {"containers": [loose]}), "nothing was enforced"
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert template["spec"]["securityContext"]["runAsUser"] == 65532
-    assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]) == (1, {"type": "Recreate"})
+    assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
 def test_the_network_policy_of_the_documents_is_taken_and_is_about_the_operators_pods(control_plane: Cluster) -> None:
@@ -222,15 +232,32 @@ def test_the_namespaced_operator_is_told_its_namespace(control_plane: Cluster) -
         of_kind(build(control_plane, ROOT / "manifests" / installation), "Deployment")["spec"]["template"]["spec"]
         for installation in ("cluster", "namespaced")
     )
-    assert wide["containers"][0]["args"] == ["run"]
+    assert wide["containers"][0]["args"] == ["run", "--leader-elect"]
     (container,) = narrow["containers"]
-    assert container["args"] == ["run", "--namespace", "$(POD_NAMESPACE)"]
+    assert container["args"] == ["run", "--leader-elect", "--namespace", "$(POD_NAMESPACE)"]
     assert container["env"] == [
         {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}
     ]
     # All but that is the same.
     del container["args"], container["env"], wide["containers"][0]["args"]
     assert narrow == wide
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_sharded_installation_is_the_cluster_wide_one_with_a_number_for_each_pod(control_plane: Cluster) -> None:
+    sharded, plain = build(control_plane, ROOT / "manifests/sharded"), build(control_plane, ROOT / "manifests/cluster")
+    stateful, deployment = of_kind(sharded, "StatefulSet"), of_kind(plain, "Deployment")
+    (container,) = stateful["spec"]["template"]["spec"]["containers"]
+    assert container.pop("env") == [{"name": "MATVIEW_SHARD_COUNT", "value": str(stateful["spec"]["replicas"])}]
+    assert stateful["spec"]["template"] == deployment["spec"]["template"]
+    (role,) = (each for each in sharded if each["kind"] == "Role")
+    names = role["rules"][1]["resourceNames"]
+    assert names == [f"{stateful['metadata']['name']}-{number}" for number in range(16)]
+    control_plane.run_kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(stateful))
+    of_both = ("StatefulSet", "Deployment", "Role")
+    assert [each for each in sharded if each["kind"] not in of_both] == [
+        each for each in plain if each["kind"] not in of_both
+    ]
 
 
 @pytest.mark.parametrize("installation", ["cluster", "namespaced"])

@@ -66,13 +66,13 @@ async def test_a_server_restarted_in_the_middle_of_a_slot_refreshes_the_view_in_
     body = "if nextval('public.tries') = 1 then perform pg_catalog.pg_sleep(60); end if;"
     await database.execute_as(APP_OWNER, COUNTING.format(body=body))
     own_tenant.connect()
-    own_tenant.apply(policy("sales", "mv", every=30, startingDeadlineSeconds=1, retry=QUICK))
+    own_tenant.apply(policy("sales", "mv", every=15, startingDeadlineSeconds=1, retry=QUICK))
     asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'"
 
     async def sleeping() -> object:
         return await database.value_as(SUPERUSER, asleep)
 
-    await settled(sleeping, 1, seconds=35)
+    await settled(sleeping, 1, seconds=20)
     await asyncio.to_thread(database.server.restart, "fast")
     status = await asyncio.to_thread(own_tenant.wait, "sales", is_fresh, seconds=15, what="fresh")
     # The lost attempt has no row: nobody was left to write it.
@@ -101,7 +101,7 @@ async def test_a_view_that_is_created_after_its_slot_failed_is_refreshed_in_that
     assert operator.alive
     await tenant.database.make_view("there")
     tenant.connect()
-    tenant.apply(policy("sales", "there", "mv", every=20))
+    tenant.apply(policy("sales", "there", "mv", every=12))
     tenant.wait("sales", not_ready_because("ViewNotFound"))
     failed = await asyncio.to_thread(tenant.wait, "sales", lambda status: status.get("history"), what="run")
     assert condition(failed, "Fresh")["reason"] == "ViewNotFound"

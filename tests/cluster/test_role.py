@@ -15,6 +15,7 @@ ALLOWED = {
     ("matviewrefreshpolicies", "status"): {"get", "patch"},
     ("secrets", None): {"get"},
     ("events", None): {"create"},
+    ("leases", None): {"get", "create", "update"},
 }
 
 
@@ -34,6 +35,7 @@ async def test_h_f_the_role_of_one_namespace_is_enough_there(tenant: Tenant, ove
         directory=tmp_path / "operator",
         namespaces=[tenant.namespace],
         account_namespace=tenant.namespace,
+        env={"MATVIEW_LEADER_ELECT": "true", "MATVIEW_LEASE_NAMESPACE": tenant.namespace},
     ) as process:
         process.wait_ready()
         begun = datetime.now(UTC)

@@ -68,7 +68,7 @@ async def test_t8_no_password_reaches_log_status_event_metric_or_process(
         "create function slow() returns int language sql as $$ select 1 from pg_catalog.pg_sleep(60) $$;"
         "create materialized view slow as select slow() as id with no data",
     )
-    tenant.apply(policy("slow", "slow"))
+    tenant.apply(policy("slow", "slow", retry={"limit": 0}))
     tenant.wait("slow", is_ready)
     for cut in ("r1", "r2"):
         tenant.request("slow", cut)

@@ -44,6 +44,7 @@ from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import IDENTIFIER_BYTES
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.flights import Flights
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.order import Order
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Key, ObjectRef, SystemClock
@@ -108,6 +109,7 @@ class Target:
             flights=Flights(budget=budget, clock=SystemClock()),
             pauses=Pauses(),
             metrics=MemoryMetrics(),
+            holds=Holds(registry=Registry(), clock=SystemClock()),  # that knows no database: nothing has to wait
             clock=SystemClock(),
             random=Random(1),  # noqa: S311 - jitter
             turns=Turns(registry=self.registry, order=self.order, clock=SystemClock()),

@@ -31,6 +31,8 @@ class Worked:
         self.due: list[tuple[Key, str]] = []
         """Taken and not over."""
         self.fails: set[str] = set()
+        self.held: set[str] = set()
+        """What has to wait although it is due."""
         self.stubborn_seconds = 0.0
         self.dispatcher = Dispatcher(
             clock=self.clock,
@@ -39,6 +41,7 @@ class Worked:
             late=lambda place, slot: self.late.append((place, name(slot))),
             taken=lambda place, slot: self.due.append((place, name(slot))),
             over=lambda place, slot: self.due.remove((place, name(slot))),
+            holds=lambda _, slot: name(slot) in self.held,
         )
 
     async def work(self, place: Key, slot: Slot) -> None:
@@ -97,6 +100,30 @@ async def test_a_request_goes_before_the_waiting_slot_and_supersedes_an_older_re
     await until(60)
     assert worked.began == [(0, A, "12:00:00"), (10, A, "r2"), (20, A, "12:00:01")]
     assert worked.superseded == []  # requests are no slots
+
+
+async def test_what_has_to_wait_begins_when_it_is_looked_at_again_and_of_slots_the_newest_is_kept() -> None:
+    worked = Worked()
+    worked.held = {"12:00:00", "12:00:02", "r1"}
+    worked.slot(0)
+    worked.slot(2)
+    worked.request("r1")
+    worked.slot(0, B, deadline=5)
+    await until(1)
+    worked.dispatcher.look(A)
+    assert worked.began == []
+    assert worked.dispatcher.waiting == 3
+    worked.held = {"r1", "12:00:00"}
+    worked.dispatcher.look(A)
+    await until(20)
+    worked.held = set()
+    worked.dispatcher.look(A)
+    worked.dispatcher.look(B)
+    await until(40)
+    assert worked.began == [(1, A, "12:00:02"), (20, A, "r1")]
+    assert worked.superseded == [(A, "12:00:00")]
+    assert worked.late == [(B, "12:00:00")]
+    assert worked.dispatcher._lanes == {}
 
 
 async def test_a_slot_that_waited_past_its_deadline_is_late_and_not_run() -> None:
@@ -218,3 +245,32 @@ async def later(seconds: float, act: object) -> None:
     await asyncio.sleep(seconds)
     assert callable(act)
     act()
+
+
+async def test_each_slot_that_was_taken_is_over_once_whatever_becomes_of_it() -> None:
+    worked = Worked()
+    worked.slot(0)
+    worked.slot(0, B)
+    await until(1)
+    worked.slot(1)  # superseded by the next one
+    worked.slot(2, deadline=5)  # late when its turn comes
+    worked.request("r1")  # replaced by the next one
+    worked.request("r2")
+    assert worked.due == [(A, "12:00:00"), (B, "12:00:00"), (A, "12:00:02"), (A, "r2")]
+    worked.dispatcher.forget(B)
+    assert (B, "12:00:00") not in worked.due
+    await until(21)
+    assert worked.late == [(A, "12:00:02")]
+    assert worked.ended == ["12:00:00", "r2"]
+    assert worked.due == []
+    worked.slot(21)
+    await until(22)
+    worked.slot(22)
+    worked.request("r3")
+    worked.dispatcher.forget_slot(A)
+    assert worked.due == [(A, "12:00:21"), (A, "r3")]
+    worked.dispatcher.forget(A)
+    assert worked.due == []
+    worked.slot(23)  # of another policy of that name
+    await until(24)
+    assert worked.due == [(A, "12:00:23")]  # the end of the former one's run is not its end

@@ -102,6 +102,22 @@ async def test_who_waits_for_a_run_holds_no_place_and_is_counted_as_waiting() ->
         assert world.supervisor.queue_depth == 0
 
 
+async def test_two_places_that_come_free_in_one_moment_are_one_refresh_of_a_view() -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 2})
+        world.executor.seconds = 5
+        for name in ("a1", "a2"):
+            world.policy(name, tenantId="hog")
+        places = [world.policy(name, tenantId=name, views=[{"name": "v"}]) for name in ("b1", "b2")]
+        await until(45)
+        assert [(call.run.view.name, call.at) for call in world.executor.calls] == [
+            ("a1", at(30)),
+            ("a2", at(30)),
+            ("v", at(35)),
+        ]
+        assert outcomes(world, places) == {"SUCCESS": 1, "SKIPPED_COVERED": 1}
+
+
 async def test_every_policys_next_slot_is_refreshed_anew() -> None:
     async with World() as world:
         world.database()
@@ -152,6 +168,18 @@ async def test_what_is_not_known_any_more_is_asked_of_the_server() -> None:
         await until(3600 + REMEMBERED_SECONDS + 100)
         assert [str(call.run.view) for call in world.executor.calls].count("v") == 2
         assert view_of(world, late)["outcome"] == "SUCCESS"
+
+
+@pytest.mark.parametrize(("seconds", "covered"), [(REMEMBERED_SECONDS - 1, True), (REMEMBERED_SECONDS + 1, False)])
+async def test_a_run_is_remembered_for_half_a_minute_though_none_comes_after_it(seconds: float, covered: bool) -> None:  # noqa: FBT001 - pytest
+    clock = VirtualClock()
+    flights = Flights(budget=Budget(limit_of=lambda _: 2, limit_in_all=4), clock=clock)
+    slot, view = scheduled(at(0), starting_deadline_seconds=600), ("db", 1, A_RUN.view)
+    async with flights.seat(key("db"), A_RUN, slot, shared=view, seconds=300) as seat:
+        seat.result = A_RUN.result(RefreshOutcome.SUCCESS, started_at=at(0), ended_at=at(0))
+    await until(seconds)
+    async with flights.seat(key("db"), A_RUN, slot, shared=view, seconds=300) as seat:
+        assert (seat.known is not None) is covered
 
 
 # A run that comes to nothing.
@@ -470,9 +498,9 @@ async def test_due_policies_that_are_deleted_leave_nothing_behind_and_each_waite
         assert engine.queue_depth == 0
         assert engine.agenda.dispatcher._lanes == {}
         assert engine.budget._queues == {}
-        assert not (engine.flights._queued)
-        assert not (engine.flights._flying)
-        assert not (engine.flights._covers)
+        assert not engine.flights._queued
+        assert not engine.flights._flying
+        assert not engine.flights._covers
 
 
 async def test_ten_thousand_who_wait_and_are_cancelled_leave_nothing_behind() -> None:
@@ -496,10 +524,10 @@ async def test_ten_thousand_who_wait_and_are_cancelled_leave_nothing_behind() ->
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert flights.following == budget.waiting == 0
-    assert not (flights._queued)
-    assert not (flights._flying)
-    assert not (flights._covers)
-    assert not (budget._queues)
+    assert not flights._queued
+    assert not flights._flying
+    assert not flights._covers
+    assert not budget._queues
     assert not budget._recent
     assert budget._alarm is None
 

@@ -33,7 +33,7 @@ class Scraped:
         self.readings: list[PolicyReading] = []
         self.depth = 0
         self.metrics = PrometheusMetrics(
-            version="0.1.0", revision="abc", policies=self._policies, queue_depth=lambda: self.depth
+            version="0.1.0", revision="abc", policies=self._policies, queue_depth=lambda: self.depth, leads=lambda: True
         )
 
     def _policies(self) -> Iterator[PolicyReading]:
@@ -84,6 +84,7 @@ def test_there_are_these_names_and_no_others() -> None:
         "matview_scheduler_lag_seconds_bucket",
         "matview_scheduler_lag_seconds_count",
         "matview_scheduler_lag_seconds_sum",
+        "matview_leader",
         "matview_build_info",
     }
     labels = {name for _, pairs in scraped.series("") for name, _ in pairs}
@@ -133,6 +134,7 @@ def test_the_series_of_a_policy_end_with_it_and_leave_others_alone() -> None:
         scraped.ran(key)
         scraped.ran(key, RefreshOutcome.FAILED, error_type=RefreshReason.TIMEOUT)
         scraped.metrics.slots_missed(key, 1)
+        scraped.metrics.retried(key, RefreshReason.TIMEOUT)
     scraped.metrics.policy_gone(A)
     left = {
         dict(labels).get("policy"): dict(labels)["namespace"]
@@ -169,7 +171,7 @@ def test_staleness_is_read_anew_at_each_scrape_and_ends_with_the_policy() -> Non
     def policies() -> Iterator[PolicyReading]:
         yield PolicyReading(key=A, ready=True, seconds_since_verified=since(verified, now=now))
 
-    metrics = PrometheusMetrics(version="1", revision="r", policies=policies, queue_depth=lambda: 0)
+    metrics = PrometheusMetrics(version="1", revision="r", policies=policies, queue_depth=lambda: 0, leads=lambda: True)
     scraped.metrics = metrics
     for seconds in (0, 10, 3600):
         now = NOW + timedelta(seconds=seconds)  # nothing else happens

@@ -25,6 +25,7 @@ def exposition() -> str:
         revision="abc",
         policies=lambda: [PolicyReading(key=KEY, ready=True, seconds_since_verified=3.0)],
         queue_depth=lambda: 1,
+        leads=lambda: True,
     )
     metrics.run_ended(
         KEY,
@@ -68,8 +69,8 @@ def test_the_alerts_use_metrics_and_labels_that_exist() -> None:
     names = {name if kind != "histogram" else f"{name}_bucket": labels for name, (kind, labels) in documented().items()}
     alerts = re.findall(r"```promql\n(.*?)```", TEXT, re.DOTALL)
     used = [match for alert in alerts for match in re.finditer(r"(matview_\w+)(?:\{(\w+)=)?", alert)]
-    assert len(alerts) == 7
-    assert len(used) == 8
+    assert len(alerts) == 8
+    assert len(used) == 9
     for match in used:
         assert match[1] in names
         assert match[2] is None or match[2] in names[match[1]]

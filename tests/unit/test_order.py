@@ -431,6 +431,13 @@ async def test_gate_2c_a_view_whose_policy_is_deleted_is_waited_for_no_longer() 
         world.api.delete(POLICY, key("a"))
         await until(33)
         assert times(world) == [("a", 30), ("b", 32)]
+        assert {str(view) for view in world.supervisor.registry.views[key("db")]} == {"b"}
+        world.api.delete(POLICY, key("b"))
+        await until(34)
+        registry, turns = world.supervisor.registry, world.supervisor.turns
+        assert (registry.views, registry.revisions, registry.dependent) == ({}, {}, {})
+        assert turns._works == {}
+        assert not any(line.parts for line in turns._lines.values())
 
 
 async def test_gate_2c_a_view_whose_schedule_is_suspended_is_waited_for_only_while_it_runs() -> None:
@@ -446,7 +453,8 @@ async def test_gate_2c_a_view_whose_schedule_is_suspended_is_waited_for_only_whi
         assert times(world) == [("a", 30), ("b", 40), ("b", 60)]
 
 
-async def test_gate_2c_a_slot_that_waited_and_will_not_run_any_more_is_waited_for_no_longer() -> None:
+@pytest.mark.parametrize("change", ["suspended", "deleted", "other views"])
+async def test_gate_2c_a_slot_that_waited_and_will_not_run_any_more_is_waited_for_no_longer(change: str) -> None:
     async with World() as world:
         world.inspector.reads = {"b": "a"}
         world.database(limits=MANY)
@@ -455,9 +463,18 @@ async def test_gate_2c_a_slot_that_waited_and_will_not_run_any_more_is_waited_fo
         world.policy("b", schedule={"everySeconds": 60}, startingDeadlineSeconds=300)
         world.executor.seconds = 20  # the slot of 12:00:30 takes until 12:01:10, and that of 12:01 waits behind it
         await until(65)
-        world.policy("p", **fields, suspend=True)
+        match change:
+            case "suspended":
+                world.policy("p", **fields, suspend=True)
+            case "deleted":
+                world.api.delete(POLICY, key("p"))
+            case _:
+                world.policy("p", **fields | {"views": views("slow")})
         await until(115)
-        assert times(world) == [("slow", 30), ("a", 50), ("b", 70)]
+        assert [each for each in times(world) if each[0] != "slow"] == [
+            ("a", 50),
+            ("b", 65 if change == "deleted" else 70),
+        ]
 
 
 async def test_gate_2c_a_slot_that_waits_beyond_its_deadline_is_missed_and_the_next_one_goes() -> None:
@@ -558,3 +575,15 @@ async def test_gate_2c_what_waits_by_an_older_order_is_not_waited_for() -> None:
     assert line.gather(ours, newer) is None
     line.parts[other].waits = False
     assert line.gather(ours, newer) is not None
+
+
+async def test_gate_2c_what_is_due_later_is_waited_for_only_while_it_is_refreshed() -> None:
+    """Else two could wait for each other: one behind its policy's slot before, which waits for the other."""
+    line = Line()
+    order: Precedence[Key] = Precedence()
+    later = Due(slot=scheduled(at(30), starting_deadline_seconds=60))
+    line.parts[later] = Part()
+    ours = Due(slot=scheduled(EPOCH, starting_deadline_seconds=60))
+    assert line.gather(ours, order) is None
+    line.parts[later].waits = False
+    assert line.gather(ours, order) is not None

@@ -34,6 +34,19 @@ async def test_one_look_serves_all_policies_of_a_database_and_it_is_repeated_eve
         assert world.inspector.calls == {"db": 4, "other": 4}
 
 
+async def test_each_database_is_looked_at_as_often_as_it_says_also_when_it_says_otherwise() -> None:
+    async with World() as world:
+        world.database("often", inventory={"checkIntervalSeconds": 45})
+        world.database("seldom", inventory={"checkIntervalSeconds": 86_400})
+        world.policy(schedule=YEARLY, databaseRef={"name": "nowhere"})
+        await until(229)
+        assert world.inspector.calls == {"often": 6, "seldom": 1}
+        world.database("seldom", inventory={"checkIntervalSeconds": 30})
+        await until(301)
+        # At once for the change, then at 240, 270 and 300.
+        assert world.inspector.calls == {"often": 7, "seldom": 5}
+
+
 async def test_a_change_of_a_policy_or_its_database_is_looked_at_at_once() -> None:
     async with World() as world:
         world.database()

@@ -34,12 +34,15 @@ class Reported:
         self.events = MemoryEvents(self.clock)
         self.registry = Registry()
         self.gone: list[ObjectRef] = []
+        self.patient: set[Key] = set()
+        """Whose statuses may wait."""
         self.reporter = Reporter(
             registry=self.registry,
             writer=self.api,
             events=self.events,
             random=Random(3),  # noqa: S311 - jitter
             gone=self.forget,
+            may_wait=lambda ref: ref.key in self.patient,
         )
 
     def forget(self, ref: ObjectRef) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 import pytest
@@ -165,6 +165,18 @@ async def test_the_secret_is_read_anew_for_each_attempt() -> None:
         assert world.secrets.reads[database] == before + 3
 
 
+async def test_a_clock_that_is_set_back_delays_no_retry() -> None:
+    async with World() as world:
+        world.database()
+        world.policy(schedule=HOURLY)
+        await until(SECOND - 1)
+        world.executor.script["mv"] = [TIMEOUT]
+        await until(SECOND + 1)
+        world.clock.set_by = timedelta(hours=-1)
+        await until(SECOND + 601)
+        assert [call.run.due_at for call in world.executor.calls] == [at(FIRST), at(SECOND), at(SECOND)]
+
+
 # Others.
 
 
@@ -288,6 +300,7 @@ async def test_a_slot_that_comes_due_behind_a_waiting_request_brings_it_forward_
         ]
         assert history(world, place) == [("2026-11-22T12:01:00Z", "SUCCESS"), ("r1", "FAILED")]
         assert world.metrics.missed == {}
+        assert world.metrics.retries == {(place, "ConnectionFailed"): 1}
 
 
 async def test_a_request_takes_over_from_a_slot_that_waits() -> None:
@@ -372,6 +385,20 @@ async def test_a_changed_policy_is_run_as_it_is_now_once_and_keeps_what_succeede
         assert world.api.status(place)["consecutiveFailures"] == 1
 
 
+async def test_a_policy_changed_while_its_slot_is_at_work_is_run_as_it_is_now_if_that_fails() -> None:
+    async with World() as world:
+        world.database()
+        world.policy(schedule=HOURLY, retry={"limit": 0})
+        world.executor.script["mv"] = [TIMEOUT, TIMEOUT]
+        await until(SECOND - 1)
+        world.executor.seconds = 10
+        await until(SECOND + 5)
+        world.policy(schedule=HOURLY, retry={"limit": 0}, views=[{"name": "mv", "timeoutSeconds": 7}])
+        await until(SECOND + 11)
+        assert [call.run.due_at for call in world.executor.calls] == [at(FIRST), at(SECOND), at(SECOND)]
+        assert world.executor.calls[2].run.timeout_seconds == 7
+
+
 async def test_shutdown_ends_the_waiting_at_once_tells_the_last_attempt_and_leaves_the_slot_due() -> None:
     async with World() as world:
         world.database()
@@ -412,6 +439,7 @@ async def test_a_view_that_is_created_is_found_within_the_interval_and_its_faile
         assert world.condition(place, "Fresh") == ("True", "Refreshed")
         assert world.executor.views == ["a", "mv", "mv"]
         assert history(world, place) == [("2026-11-22T12:01:00Z", "SUCCESS")]
+        assert attempts(world, place) == [1, 2]
         assert world.metrics.runs == {(place, "SUCCESS"): 2, (place, "FAILED"): 1}
         assert world.metrics.lags == [0]
         assert world.metrics.missed == {}

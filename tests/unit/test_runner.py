@@ -38,6 +38,7 @@ from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.flights import Flights
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.order import Order
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import ObjectRef
@@ -73,13 +74,15 @@ class Runs:
             pauses=self.pauses,
             metrics=MemoryMetrics(),
             flights=Flights(budget=self.budget, clock=self.clock),
+            holds=Holds(registry=self.registry, clock=self.clock),
             clock=self.clock,
             random=Random(5),  # noqa: S311 - jitter
             turns=Turns(registry=self.registry, order=order, clock=self.clock),
         )
         self.database()
 
-    def database(self, **fields: Any) -> None:
+    def database(self, *, limits: dict[str, Any] | None = None, **fields: Any) -> None:
+        fields["limits"] = {"minIntervalSeconds": 0} | (limits or {})
         data = {"host": "db", "port": "5432", "dbname": "app", "username": "mv", "password": "p"}
         self.secrets.data[key("db")] = data
         spec = MatviewDatabaseSpec.model_validate({"secretRef": {"name": "db"}, "sslMode": "disable"} | fields)

@@ -29,6 +29,11 @@ def test_each_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> Non
         "HOST": "127.0.0.1",
         "REVISION": "abc",
         "VERBOSE_ERRORS": "true",
+        "LEADER_ELECT": "true",
+        "LEASE_NAME": "mine",
+        "LEASE_NAMESPACE": "c",
+        "SHARD_COUNT": "3",
+        "SHARD_INDEX": "2",
         "OF_ANOTHER_VERSION": "x",
     }.items():
         monkeypatch.setenv(f"MATVIEW_{name}", value)
@@ -45,6 +50,11 @@ def test_each_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> Non
         "log_format": "text",
         "revision": "abc",
         "verbose_errors": True,
+        "leader_elect": True,
+        "lease_name": "mine",
+        "lease_namespace": "c",
+        "shard_count": 3,
+        "shard_index": 2,
     }
 
 

@@ -17,6 +17,7 @@ SPEC: dict[str, Any] = {
     "views": [{"name": "mv_realtime_revenue"}],
     "schedule": {"everySeconds": 30},
 }
+WINDOW = {"kind": "Deny", "cron": "0 8 * * *", "durationSeconds": 3600}
 
 
 def cron(expression: str, zone: str = "Etc/UTC") -> dict[str, Any]:
@@ -53,12 +54,22 @@ GOOD: list[dict[str, Any]] = [
     cron("0 * * * *") | {"jitterSeconds": 3600},
     cron("30 2 * * SUN") | {"jitterSeconds": 86_400},
     {"schedule": {"everySeconds": 5}, "jitterSeconds": 5},
+    {"schedule": {"maxStalenessSeconds": 10}},
     {"fromTheFuture": {"a": 1}},
 ]
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"schedule": {}}, "spec.schedule: write cron or everySeconds"),
+    ({"schedule": {}}, "spec.schedule: write cron, everySeconds or maxStalenessSeconds"),
     ({"schedule": {"cron": "* * * * *", "everySeconds": 5}}, "spec.schedule: cron and everySeconds exclude each other"),
+    (
+        {"schedule": {"maxStalenessSeconds": 60, "everySeconds": 5}},
+        "spec.schedule: everySeconds and maxStalenessSeconds exclude each other",
+    ),
+    ({"schedule": {"maxStalenessSeconds": 9}}, "spec.schedule.maxStalenessSeconds: must be at least 10."),
+    (
+        {"schedule": {"maxStalenessSeconds": 60}, "jitterSeconds": 1},
+        "spec.jitterSeconds: maxStalenessSeconds has",
+    ),
     ({"schedule": {"everySeconds": 4}}, "spec.schedule.everySeconds: must be at least 5."),
     ({"schedule": {"everySeconds": "often"}}, "spec.schedule.everySeconds: must be a whole number."),
     ({"schedule": "hourly"}, "spec.schedule: must be an object with fields."),
@@ -187,6 +198,21 @@ def test_all_problems_are_named_at_once() -> None:
             {"inventory": {"checkIntervalSeconds": 29}},
             "spec.inventory.checkIntervalSeconds: must be at least 30.",
         ),
+        (
+            {"windows": [WINDOW, WINDOW | {"cron": "0 8 * * * *"}]},
+            "spec.windows[1].cron: five fields are needed: minute",
+        ),
+        ({"windows": [WINDOW | {"cron": "0 25 * * *"}]}, "spec.windows[0].cron: bad hour; the fields are minute hour"),
+        ({"windows": [WINDOW | {"cron": "0 0 30 2 *"}]}, "spec.windows[0].cron: bad day-of-month;"),
+        ({"windows": [WINDOW | {"timeZone": "Mars/Olympus"}]}, "spec.windows[0].timeZone: no such time zone"),
+        ({"windows": [WINDOW | {"kind": "Perhaps"}]}, "spec.windows[0].kind: must be one of 'Allow' or 'Deny'."),
+        ({"windows": [WINDOW | {"durationSeconds": 59}]}, "spec.windows[0].durationSeconds: must be at least 60."),
+        ({"windows": [{"kind": "Deny", "cron": "0 8 * * *"}]}, "spec.windows[0].durationSeconds: is missing"),
+        ({"windows": [WINDOW] * 51}, "spec.windows: must have at most 50 entries."),
+        (
+            {"windows": [WINDOW, {"kind": "Allow", "cron": "30 8 * * *", "durationSeconds": 60}]},
+            "spec.windows: they leave no moment of a year in which a refresh may start; shorten a Deny window",
+        ),
     ],
 )
 def test_a_bad_database_has_one_problem_that_says_what_to_do(spec: dict[str, Any], message: str) -> None:
@@ -211,4 +237,6 @@ def test_a_view_may_not_ask_for_more_time_than_its_database_allows() -> None:
 
 def test_an_object_stored_before_a_rule_is_checked_by_the_operator_alone() -> None:
     spec = MatviewRefreshPolicySpec.model_validate(SPEC | {"schedule": {}})
-    assert check_policy(spec) == ["spec.schedule: write cron or everySeconds; one of them is needed."]
+    assert check_policy(spec) == [
+        "spec.schedule: write cron, everySeconds or maxStalenessSeconds; one of them is needed."
+    ]

@@ -93,8 +93,8 @@ async def test_a_loop_that_has_died_is_told(
             assert supervisor.healthy()
         await until(11)
         assert not supervisor.healthy()
-        (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
-        assert record.__dict__["action"] == "loop_ended"
+        told = [record.__dict__["action"] for record in caplog.records if record.levelno == logging.CRITICAL]
+        assert told == ["loop_ended"] * (2 if number == 0 else 1)  # a loop of timers of its own for what waits
 
 
 async def test_timers_that_have_not_gone_round_lately_are_told_and_a_clock_that_was_set_soon_is_not() -> None:

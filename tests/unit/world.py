@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from random import Random
 from types import TracebackType
@@ -20,7 +20,9 @@ from tests.unit.ports import (
 )
 
 from matview_operator.domain.destination import Destinations
-from matview_operator.engine.intake import Intake
+from matview_operator.domain.shard import Shard
+from matview_operator.engine.fence import FencedEvents, FencedExecutor, FencedWriter
+from matview_operator.engine.intake import WHOLE, Intake
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy
 from matview_operator.engine.supervisor import Supervisor
@@ -47,7 +49,15 @@ def policy_spec(name: str, **fields: Any) -> Body:
 class World:
     """An operator's engine and what surrounds it. A second one on the same `api` is the operator after a restart."""
 
-    def __init__(self, *, former: World | None = None, places: int = 32) -> None:
+    def __init__(
+        self,
+        *,
+        former: World | None = None,
+        places: int = 32,
+        shard: Shard = WHOLE,
+        holds: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`holds` is whether it leads."""
         self.clock: VirtualClock = VirtualClock() if former is None else former.clock
         self.executor: MemoryExecutor = MemoryExecutor(self.clock) if former is None else former.executor
         self.inspector: MemoryInspector = MemoryInspector() if former is None else former.inspector
@@ -57,20 +67,20 @@ class World:
         self.events = MemoryEvents(self.clock)
         self.metrics = MemoryMetrics()
         self.supervisor = Supervisor(
-            executor=self.executor,
+            executor=FencedExecutor(self.executor, holds=holds, clock=self.clock),
             inspector=self.inspector,
             pruner=self.pruner,
             secrets=self.secrets,
             destinations=Destinations(),
-            writer=self.api,
-            events=self.events,
+            writer=FencedWriter(self.api, holds=holds),
+            events=FencedEvents(self.events, holds=holds),
             metrics=self.metrics,
             clock=self.clock,
             max_concurrent_refreshes=places,
             ledger_keep_days=30,
             random=Random(7),  # noqa: S311 - jitter
         )
-        self.intake = Intake(supervisor=self.supervisor, clock=self.clock)
+        self.intake = Intake(supervisor=self.supervisor, clock=self.clock, shard=shard)
 
     async def __aenter__(self) -> Self:
         """Start, load what is stored, databases first, and watch."""

@@ -50,6 +50,7 @@ class PrometheusMetrics:
         revision: str,
         policies: Callable[[], Iterable[PolicyReading]],
         queue_depth: Callable[[], int],
+        leads: Callable[[], bool],
     ) -> None:
         self.registry = CollectorRegistry()
         self._seen: defaultdict[Key, set[tuple[str, str]]] = defaultdict(set)
@@ -76,7 +77,7 @@ class PrometheusMetrics:
         )
         self._retries = Counter(
             "matview_retries",
-            "Attempts at a view that were to be made again in the same slot, by the reason why.",
+            "Attempts at a view that were made again in the same slot, by the reason why.",
             (*_PLACE, "reason"),
             registry=self.registry,
         )
@@ -88,6 +89,8 @@ class PrometheusMetrics:
         )
         build = Gauge("matview_build_info", "Which build this is.", ("version", "revision"), registry=self.registry)
         build.labels(version, revision).set(1)
+        leader = Gauge("matview_leader", "1 if this process works, 0 if it stands by.", registry=self.registry)
+        leader.set_function(lambda: float(leads()))
         self.registry.register(_Readings(policies, queue_depth))
 
     def run_ended(self, key: Key, result: RefreshResult) -> None:
@@ -108,7 +111,7 @@ class PrometheusMetrics:
         self._missed.labels(*key).inc(count)
 
     def retried(self, key: Key, reason: RefreshReason) -> None:
-        """Count an attempt that is to be made again."""
+        """Count an attempt that is made again."""
         self._retried[key].add(reason.value)
         self._retries.labels(*key, reason.value).inc()
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from matview_operator.api.condition import Conditions
 from matview_operator.api.model import ClosedSet, CustomObject, Model, Optional
 from matview_operator.api.scalar import Count, Identifier, ObjectName, SearchPathSchema, SecretKey
+from matview_operator.api.window import Windows
 
 
 class SslMode(ClosedSet):
@@ -76,6 +77,10 @@ class DatabaseLimits(Model):
     max_concurrent_refreshes: Annotated[int, Field(ge=1, le=100)] = 2
     """How many views of this database may be refreshed at the same time. More than the server has idle cores
     rarely helps: a refresh is as heavy as the view's query."""
+    min_interval_seconds: Annotated[int, Field(ge=0, le=86_400)] = 10
+    """How many seconds lie at least between the starts of two scheduled refreshes of one view, whatever its
+    policies' schedules say. A slot that comes sooner waits so long; if a newer one comes meanwhile, it is
+    missed. Requested refreshes do not wait. 0 is no bound."""
     timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 3600
     """The longest that one refresh may take, in seconds; then it is cancelled, and the view keeps its old
     rows. Also the most that a view's own timeoutSeconds may ask for."""
@@ -137,6 +142,11 @@ class MatviewDatabaseSpec(Model):
     """Bounds for every refresh on this database, whichever policy asks for it."""
     inventory: Inventory = Inventory()
     """How the operator keeps itself informed of what is in this database."""
+    windows: Windows = ()
+    """When refreshes may start on this database, for scheduled and requested ones alike: at no time that a Deny
+    window covers and, if there are Allow windows, only while one of them is open. What becomes due meanwhile
+    waits, and is run once when it may start, if startingDeadlineSeconds allows. A refresh that runs when a
+    window closes it goes on to its end."""
     suspend: bool = False
     """Whether to leave this database alone altogether: no scheduled refreshes, no requested ones, no checks.
     Slots that become due meanwhile are missed. Refreshes that run at that moment are stopped on the server

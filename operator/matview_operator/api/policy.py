@@ -41,13 +41,13 @@ class DatabaseRef(Model):
 
 
 class Schedule(Model):
-    """When the views are due: exactly one of cron and everySeconds."""
+    """When the views are due: exactly one of cron, everySeconds and maxStalenessSeconds."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                "has(self.cron) != has(self.everySeconds)",
-                "write exactly one of schedule.cron and schedule.everySeconds",
+                "[has(self.cron), has(self.everySeconds), has(self.maxStalenessSeconds)].filter(x, x).size() == 1",
+                "write exactly one of schedule.cron, schedule.everySeconds and schedule.maxStalenessSeconds",
             )
         )
     )
@@ -62,6 +62,10 @@ class Schedule(Model):
     every_seconds: Optional[Annotated[int, Field(ge=5, le=31_536_000)]] = None
     """A fixed interval in seconds, at least 5. Slots are the multiples of it since 1970-01-01T00:00:00Z, so
     that policies with the same interval are due at the same instants, and a restart moves nothing."""
+    max_staleness_seconds: Optional[Annotated[int, Field(ge=10, le=31_536_000)]] = None
+    """How old the rows of the oldest view may become, in seconds, at least 10. Each refresh is begun so early, by
+    how long the last ones took, that the next rows are there before that. The first one runs at once. Where a
+    refresh takes too long for it, the condition TargetMissed says so and by how much."""
 
 
 class Retry(Model):
@@ -107,6 +111,10 @@ class MatviewRefreshPolicySpec(Model):
                 "!has(self.schedule.everySeconds) || self.jitterSeconds <= self.schedule.everySeconds",
                 "jitterSeconds must be no more than schedule.everySeconds",
             ),
+            rule(
+                "!has(self.schedule.maxStalenessSeconds) || self.jitterSeconds == 0",
+                "jitterSeconds and schedule.maxStalenessSeconds exclude each other: its slots are spread by themselves",
+            ),
         )
     )
 
@@ -132,7 +140,8 @@ class MatviewRefreshPolicySpec(Model):
     needs a unique index on plain columns, one that fails holds back all, and their timeouts are added up to the
     group's, at most limits.timeoutSeconds of the MatviewDatabase."""
     schedule: Schedule
-    """When the views are due. Nothing is run when a policy is applied: the next slot is the first."""
+    """When the views are due. Nothing is run when a policy is applied, but under maxStalenessSeconds: the next
+    slot is the first."""
     jitter_seconds: Annotated[int, Field(ge=0, le=86_400)] = 0
     """By how many seconds at most the slots of this policy come later than its schedule says, so that a thousand
     policies with the same schedule do not all begin at the same instant. How much of it a policy takes follows

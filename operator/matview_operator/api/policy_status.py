@@ -105,16 +105,19 @@ History = Annotated[
 
 
 class MatviewRefreshPolicyStatus(Model):
-    """What the operator knows about a policy; written by the operator alone, once when a slot ended."""
+    """What the operator knows about a policy; written by the operator alone, once when a slot ended, and before
+    that once while a view waits to be tried again.
+    """
 
     observed_generation: Optional[Count] = None
     """The metadata.generation of the newest spec that the operator has acted on."""
     conditions: Conditions = ()
     """Ready: the policy can run, and did not fail three slots in a row. Fresh: every view was verified at or
     after the newest due slot. Stalled, present only when True: a person has to mend something.
-    Reconciling, present only when True: a change or a request is being worked on."""
+    Reconciling, present only when True: a change or a request is being worked on. TargetMissed, present only
+    when True: the rows will be older than schedule.maxStalenessSeconds before the next ones are there."""
     schedule: Optional[Annotated[str, Field(max_length=256)]] = None
-    """The schedule in words: every 30s, or the cron expression with its time zone."""
+    """The schedule in words: every 30s, at most 300s old, or the cron expression with its time zone."""
     last_slot_time: Optional[Time] = None
     """The newest slot that ended, whatever its outcome."""
     next_slot_time: Optional[Time] = None

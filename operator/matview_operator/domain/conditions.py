@@ -14,6 +14,12 @@ READY = "Ready"
 FRESH = "Fresh"
 STALLED = "Stalled"
 RECONCILING = "Reconciling"
+TARGET_MISSED = "TargetMissed"
+
+RUN_TOO_LONG = "RunTooLong"
+"""The rows are older than maxStalenessSeconds before a run that follows on the last one has ended."""
+RUN_FAILED = "RunFailed"
+"""They are, because of a failure."""
 
 BLOCKING = "BlockingRefresh"
 """Ready, but readers wait during a refresh."""
@@ -21,7 +27,10 @@ BLOCKING = "BlockingRefresh"
 LEDGER_NOT_USED = "LedgerNotUsed"
 """Ready, but a ledger that is there makes no slot happen exactly once."""
 
-_WARNINGS = frozenset({BLOCKING, LEDGER_NOT_USED, RefreshReason.VULNERABLE_SERVER.value})
+WINDOW_CLOSED = "WindowClosed"
+"""Not fresh, because a slot fell in a time when no refresh may start on its database."""
+
+_WARNINGS = frozenset({BLOCKING, LEDGER_NOT_USED, RUN_TOO_LONG, RUN_FAILED, RefreshReason.VULNERABLE_SERVER.value})
 """Reasons of a True condition that are to be seen nevertheless."""
 
 FAILED_SLOTS_UNTIL_NOT_READY = 3
@@ -102,12 +111,12 @@ def statement_of(conditions: Iterable[Condition], kind: str) -> Statement | None
 
 
 def transitions(previous: Iterable[Condition], current: Iterable[Condition]) -> list[Transition]:
-    """The events of a change: Ready and Fresh when status or reason changed. Stalled only repeats Ready."""
+    """The events of a change of status or reason. Stalled only repeats Ready, and Reconciling the user."""
     before = {condition.type: (condition.status, condition.reason) for condition in previous}
     events: list[Transition] = []
     for condition in current:
         former = before.get(condition.type)
-        if condition.type not in (READY, FRESH) or former == (condition.status, condition.reason):
+        if condition.type not in (READY, FRESH, TARGET_MISSED) or former == (condition.status, condition.reason):
             continue
         if condition.status == "False" or condition.reason in _WARNINGS:
             events.append(Transition("Warning", condition.reason, condition.message))

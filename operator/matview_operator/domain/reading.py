@@ -65,6 +65,15 @@ def read_metadata(body: object) -> ObjectMeta:
         raise InvalidObject(_in_words(error, root="metadata"), metadata=None) from None
 
 
+def read_database_name(body: object) -> str:
+    """Read what a policy names as its database, be the rest as it may; never raises."""
+    match body:
+        case {"spec": {"databaseRef": {"name": str(name)}}}:
+            return name
+        case _:
+            return ""
+
+
 def _part(body: object, name: str) -> object:
     part = body.get(name) if isinstance(body, Mapping) else None
     return dict(part) if isinstance(part, Mapping) else part

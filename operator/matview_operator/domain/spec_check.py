@@ -6,7 +6,7 @@ Each problem is one sentence that begins with the field and says what to do; it 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -16,16 +16,19 @@ from matview_operator.api.database import DatabaseLimits, MatviewDatabaseSpec
 from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec, Retry, Schedule
 from matview_operator.api.scalar import CRON, SETTING
 from matview_operator.api.view import Concurrently, Guard
+from matview_operator.api.window import Window
 from matview_operator.domain.cron import calendar
 from matview_operator.domain.errors import InvalidName
 from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import GLOBAL, IDENTIFIER_BYTES, ViewName, check_identifier
+from matview_operator.domain.windows import never_open
 
 RESERVED_SETTING = "app.execution_context"
 """The operator sets it to say that a worker is at work; a tenant id in it would undo that."""
 
 _FIELDS = "minute hour day-of-month month day-of-week, as in */5 * * * *"
+_UNKNOWN_ZONE = "no such time zone in the IANA database; write one as in Etc/UTC or Europe/Berlin."
 _ANY_INSTANT = datetime(2024, 1, 1, tzinfo=UTC)
 """Where the search for a matching date starts; the next 50 years hold every combination of date and weekday."""
 
@@ -59,20 +62,40 @@ def check_database(spec: MatviewDatabaseSpec) -> list[str]:
         problems.append("spec.database: a PostgreSQL name cannot hold a NUL character.")
     if spec.database is not None and len(spec.database.encode()) > IDENTIFIER_BYTES:
         problems.append(f"spec.database: a PostgreSQL name has at most {IDENTIFIER_BYTES} bytes; shorten it.")
-    return problems
+    return [*problems, *_windows(spec.windows)]
 
 
 def _schedule(schedule: Schedule) -> Iterator[str]:
-    match schedule.cron, schedule.every_seconds:
-        case None, None:
-            yield "spec.schedule: write cron or everySeconds; one of them is needed."
-        case str(), int():
-            yield "spec.schedule: cron and everySeconds exclude each other; remove one."
+    ways = {
+        "cron": schedule.cron,
+        "everySeconds": schedule.every_seconds,
+        "maxStalenessSeconds": schedule.max_staleness_seconds,
+    }
+    match [name for name, value in ways.items() if value is not None]:
+        case []:
+            yield "spec.schedule: write cron, everySeconds or maxStalenessSeconds; one of them is needed."
+        case [_]:
+            pass
+        case several:
+            yield f"spec.schedule: {' and '.join(several)} exclude each other; leave one."
     if schedule.cron is not None and (problem := _cron_problem(schedule.cron)):
         yield f"spec.schedule.cron: {problem}"
     if not _is_known_zone(schedule.time_zone):
+        yield f"spec.schedule.timeZone: {_UNKNOWN_ZONE}"
+
+
+def _windows(windows: Sequence[Window]) -> Iterator[str]:
+    problems = []
+    for index, window in enumerate(windows):
+        if problem := _cron_problem(window.cron):
+            problems.append(f"spec.windows[{index}].cron: {problem}")
+        if not _is_known_zone(window.time_zone):
+            problems.append(f"spec.windows[{index}].timeZone: {_UNKNOWN_ZONE}")
+    yield from problems
+    if not problems and windows and never_open(windows, _ANY_INSTANT):
         yield (
-            "spec.schedule.timeZone: no such time zone in the IANA database; write one as in Etc/UTC or Europe/Berlin."
+            "spec.windows: they leave no moment of a year in which a refresh may start; shorten a Deny window, or have "
+            "an Allow window open at another time. To stop everything write suspend: true."
         )
 
 
@@ -90,6 +113,9 @@ def _cron_problem(cron: str) -> str | None:
 
 def _jitter(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
     every, cron = spec.schedule.every_seconds, spec.schedule.cron
+    if spec.schedule.max_staleness_seconds is not None and spec.jitter_seconds > 0:
+        yield "spec.jitterSeconds: maxStalenessSeconds has slots that are spread by themselves; remove it."
+        return
     if every is not None:
         shortest = every
     elif cron is not None and _cron_problem(cron) is None:

@@ -17,6 +17,7 @@ from matview_operator.domain.conditions import (
     READY,
     RECONCILING,
     STALLED,
+    WINDOW_CLOSED,
     Statement,
     merge,
     not_ready,
@@ -26,6 +27,7 @@ from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import FAILURES, RefreshResult
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.slot import SlotReport, is_fresh, is_stopped
+from matview_operator.domain.staleness import StalenessTarget
 from matview_operator.domain.view import ViewName
 
 _NOT_YET_RUN = Statement(FRESH, "Unknown", "NotYetRun", "No slot has ended yet; the first is at status.nextSlotTime.")
@@ -46,6 +48,8 @@ class Standing:
     suspended: bool = False
     working_on: str | None = None
     """The request that is being answered."""
+    held_request: tuple[str, datetime] | None = None
+    """The request that waits for a window, and when that opens."""
 
 
 def views_of(spec: MatviewRefreshPolicySpec) -> list[ViewName]:
@@ -128,13 +132,25 @@ def fresh_until_retry(results: Sequence[RefreshResult], *, retry_at: datetime) -
     )
 
 
-def fresh_after_missed(newest: datetime) -> Statement:
-    """What Fresh says when the newest due slot was not run."""
+def fresh_after_missed(newest: datetime, *, opens_at: datetime | None = None, paced: bool = False) -> Statement:
+    """What Fresh says when the newest due slot was not run, and why.
+
+    A closed window opens at `opens_at`; `paced` means that the least interval was not over.
+    """
+    if opens_at is not None:
+        return Statement(
+            FRESH,
+            "False",
+            WINDOW_CLOSED,
+            f"The slot of {_shown(newest)} was missed: the windows of the MatviewDatabase let no refresh start before "
+            f"{_shown(opens_at)}.",
+        )
     return Statement(
         FRESH,
         "False",
         "SlotMissed",
-        f"The slot of {newest:%Y-%m-%dT%H:%M:%SZ} was missed: it was later than startingDeadlineSeconds allows.",
+        f"The slot of {_shown(newest)} was missed: it was later than startingDeadlineSeconds allows."
+        + (" It had to wait for limits.minIntervalSeconds of the MatviewDatabase." if paced else ""),
     )
 
 
@@ -142,7 +158,7 @@ def with_conditions(
     status: MatviewRefreshPolicyStatus,
     standing: Standing,
     *,
-    timetable: Timetable | None,
+    timetable: Timetable | StalenessTarget | None,
     next_slot: datetime | None,
     now: datetime,
     fresh: Statement | None = None,
@@ -152,10 +168,15 @@ def with_conditions(
         *_readiness(status, standing),
         fresh or statement_of(status.conditions, FRESH) or _NOT_YET_RUN,
     ]
+    missed = timetable.missed() if isinstance(timetable, StalenessTarget) else None
+    if missed is not None:
+        statements.append(missed)
     if standing.working_on is not None:
         statements.append(
             Statement(RECONCILING, "True", "RefreshRequested", f"Working on request {standing.working_on}.")
         )
+    elif standing.held_request is not None:
+        statements.append(_waiting_for_window(*standing.held_request))
     return status.model_copy(
         update={
             "observed_generation": standing.generation,
@@ -163,6 +184,15 @@ def with_conditions(
             "schedule": None if timetable is None else timetable.describe(),
             "next_slot_time": next_slot,
         }
+    )
+
+
+def _waiting_for_window(token: str, opens_at: datetime) -> Statement:
+    return Statement(
+        RECONCILING,
+        "True",
+        "WaitingForWindow",
+        f"Request {token} waits: the windows of the MatviewDatabase let no refresh start before {_shown(opens_at)}.",
     )
 
 
@@ -183,6 +213,10 @@ def oldest_verified(status: MatviewRefreshPolicyStatus, spec: MatviewRefreshPoli
     times = [verified.get(name) for name in names]
     known = [time for time in times if time is not None]
     return min(known, default=None) if len(known) == len(times) else None
+
+
+def _shown(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[Statement]:

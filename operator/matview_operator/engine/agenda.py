@@ -1,4 +1,4 @@
-"""What each policy is to do next, and what came of it: slots and requests out, status documents in."""
+"""What each policy is to do next: slots and requests, to the dispatcher and from it to the runner."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ import asyncio
 import logging
 from datetime import datetime, timedelta
 
-from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.clock_jump import believed
-from matview_operator.domain.conditions import FRESH, Statement, Transition, statement_of
-from matview_operator.domain.slot import Slot, SlotReport, is_request_token, requested, scheduled
-from matview_operator.domain.status import (
-    after_missed,
-    after_slot,
-    for_views,
-    fresh_after,
-    fresh_after_missed,
-    fresh_until_retry,
-    views_of,
-    with_conditions,
-)
-from matview_operator.engine.attempts import Step
+from matview_operator.domain.conditions import Transition
+from matview_operator.domain.slot import Slot, is_request_token, requested, scheduled
+from matview_operator.domain.staleness import StalenessTarget
+from matview_operator.engine.chronicle import Chronicle
 from matview_operator.engine.dispatcher import Dispatcher
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Events, Key, Metrics
 from matview_operator.engine.preflight import Preflights
@@ -31,14 +22,13 @@ from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.runner import SlotRunner
 from matview_operator.engine.timers import Timers
 from matview_operator.engine.turns import Turns
+from matview_operator.engine.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
 _BETWEEN_REQUESTS = timedelta(seconds=1)
 """Of one policy: whoever may annotate it could otherwise have it refreshed, and written, without a pause."""
 _AFTER_A_BUG = timedelta(seconds=60)
-_WORTH_TELLING = timedelta(seconds=5)
-"""A shorter wait for another attempt is over before anybody reads of it."""
 
 
 class Agenda:
@@ -52,6 +42,7 @@ class Agenda:
         *,
         registry: Registry,
         runner: SlotRunner,
+        holds: Holds,
         reporter: Reporter,
         preflights: Preflights,
         pauses: Pauses,
@@ -63,40 +54,60 @@ class Agenda:
         self._registry = registry
         self._turns = turns
         self._runner = runner
-        self._reporter = reporter
         self._preflights = preflights
         self._pauses = pauses
-        self._recoveries = Recoveries(registry=registry, pauses=pauses, clock=clock)
+        self._recoveries = Recoveries(registry=registry, pauses=pauses)
         self._events = events
         self._metrics = metrics
         self._clock = clock
         self.timers = Timers(clock=clock, fire=self._fire, set_back=self._set_back)
+        self.chronicle = Chronicle(
+            registry=registry,
+            reporter=reporter,
+            preflights=preflights,
+            recoveries=self._recoveries,
+            holds=holds,
+            timers=self.timers,
+            metrics=metrics,
+            clock=clock,
+        )
+        self.waiting = Waiting(
+            registry=registry, holds=holds, clock=clock, wake=self._wake, request_waits=self.chronicle.publish
+        )
         self.dispatcher = Dispatcher(
             clock=clock,
             work=self._work,
-            superseded=self._superseded,
-            late=self._late,
+            superseded=self.chronicle.superseded,
+            late=self.chronicle.late,
             taken=turns.taken,
             over=turns.over,
+            holds=self.waiting.holds,
         )
 
     def schedule(self, policy: Policy) -> None:
-        """Take up what is due and set the timer, or stop it where the schedule is suspended.
+        """Take up what is due or waits and set the timer, or stop it where the schedule is suspended.
 
         What waits to be tried again looks what changed.
         """
         self._pauses.wake(policy.key)
         timetable = policy.timetable
-        if timetable is None or self.is_suspended(policy):
+        if timetable is None or self._registry.is_suspended(policy):
             self.timers.cancel(policy.key)
             self.dispatcher.forget_slot(policy.key)
             return
         now = self._clock.now()
+        if isinstance(timetable, StalenessTarget):
+            if self.dispatcher.is_busy(policy.key):
+                self.timers.set(policy.key, timetable.after_run(now))  # `_retime` knows better when it has ended
+                self.dispatcher.look(policy.key)
+                return
+            policy.taken_until = min(policy.taken_until, now)  # rows grow old by a clock that was set back, too
         policy.taken_until = believed(policy.taken_until, now=now)
         due = timetable.due_between(policy.taken_until, now)
+        self.timers.set(policy.key, due.following)
         if due.newest is not None:
             self._take(policy, due.newest, count=due.slots)
-        self.timers.set(policy.key, due.following)
+        self.dispatcher.look(policy.key)
 
     def announce(self, policy: Policy) -> None:
         """Log a schedule that was loaded or changed."""
@@ -126,6 +137,9 @@ class Agenda:
         """Run the newest unseen token once; it is echoed in status.lastHandledRequest when all views have ended."""
         token = policy.request
         known = (policy.status.last_handled_request, policy.working_on, policy.refused_request)
+        if policy.held_request is not None and policy.held_request[0] != token:
+            policy.held_request = None
+            self.chronicle.publish(policy)
         if token is None or policy.spec is None or token in known:
             return
         if not is_request_token(token):
@@ -146,41 +160,18 @@ class Agenda:
 
     def judged(self, policy: Policy) -> None:
         """Tell what a preflight found, and run a failed slot again if all is well now and it may still start."""
-        self.publish(policy)
-        slot = None if self.is_suspended(policy) else self._recoveries.judged(policy)
+        self.chronicle.publish(policy)
+        slot = None if self._registry.is_suspended(policy) else self._recoveries.judged(policy)
         if slot is not None:
             self.dispatcher.submit(policy.key, slot)
-
-    def publish(self, policy: Policy, *, fresh: Statement | None = None) -> None:
-        """Bring the policy's conditions up to date and have its status written if it says anything new."""
-        self._publish(policy, policy.status, fresh=fresh)
 
     def forget(self, policy: Policy) -> None:
         """Forget a deleted policy at once; what it runs is stopped on the server."""
         self.timers.cancel(policy.key)
+        self.waiting.timers.cancel(policy.key)
         self.dispatcher.forget(policy.key)
         self._recoveries.forget(policy.key)
         self._metrics.policy_gone(policy.key)
-
-    def is_suspended(self, policy: Policy) -> bool:
-        """Whether nothing is due, by the policy's own word or its database's."""
-        database = self._registry.databases.get(policy.database_key) if policy.database_key else None
-        return (policy.spec is not None and policy.spec.suspend) or (
-            database is not None and database.spec is not None and database.spec.suspend
-        )
-
-    def _publish(self, policy: Policy, status: MatviewRefreshPolicyStatus, *, fresh: Statement | None = None) -> None:
-        self._reporter.policy(
-            policy,
-            with_conditions(
-                status,
-                policy.standing(),
-                timetable=policy.timetable,
-                next_slot=self.timers.due(policy.key),
-                now=self._clock.now(),
-                fresh=fresh,
-            ),
-        )
 
     def _fire(self, key: Key, due: datetime) -> None:
         policy = self._registry.policies.get(key)
@@ -199,13 +190,16 @@ class Agenda:
             log.exception("slot not taken up", extra={"action": "schedule", "policy": str(policy.key)})
             self.timers.set(policy.key, max(due, self._clock.now()) + _AFTER_A_BUG)
 
+    def _wake(self, key: Key) -> None:
+        self._fire(key, self._clock.now())  # a newer slot that is due at this very instant takes the place of the old
+        self.dispatcher.look(key)
+
     def _take(self, policy: Policy, newest: datetime, *, count: int) -> None:
         assert policy.spec is not None  # it has a timetable
         policy.taken_until = newest
         if count > 1:
             # After downtime or a stall the newest slot alone is run.
-            policy.missed += count - 1
-            self._metrics.slots_missed(policy.key, count - 1)
+            self.chronicle.passed_over(policy, count - 1)
         slot = scheduled(newest, starting_deadline_seconds=policy.spec.starting_deadline_seconds)
         self.dispatcher.submit(policy.key, slot)
 
@@ -215,21 +209,16 @@ class Agenda:
         elif self._turns.follows(key):
             await self.timers.caught_up()  # what it reads may be due at the same instant
         policy = self._registry.policies.get(key)
-        if policy is None or policy.spec is None:
+        if policy is None or not self._may_work(policy, slot):
             return
-        if slot.request is not None:
-            if slot.request != policy.request or slot.request == policy.status.last_handled_request:
-                return  # superseded, withdrawn or answered while it waited
-            policy.working_on, policy.request_begun_at = slot.request, self._clock.now()
-            self.publish(policy)
         missed = 0 if slot.request is not None else policy.missed  # of what is superseded now, the next slot tells
         begun = self._recoveries.begun(policy)
         report = await self._runner.run(
             policy,
             slot,
             newer=lambda: self.dispatcher.has_newer(key),
-            waits=lambda step: self._waits(key, step),
-            kept=self._recoveries.kept(key, slot),
+            waits=lambda step, seconds: self.chronicle.waits(key, step, seconds),
+            former=self._recoveries.former(key, slot),
         )
         current = self._registry.policies.get(key)
         if current is None or current.ref.uid != policy.ref.uid:
@@ -237,17 +226,22 @@ class Agenda:
         if report is None:
             self._not_begun(current, slot)
         else:
-            self._finished(current, report, begun_as=policy, missed=missed)
+            self.chronicle.finished(current, report, begun_as=policy, missed=missed)
             self._recoveries.ended(key, report, begun=begun)
+            if report.failed and current.database_key is not None and self._recoveries.begun(current)[1:] != begun[1:]:
+                # The look that followed the change found the slot still at work.
+                self._preflights.ask(current.database_key, [key])
 
-    def _waits(self, key: Key, step: Step) -> None:
-        """Tell of a longer wait for another attempt, once: Fresh that is False already says enough."""
-        policy, now = self._registry.policies.get(key), self._clock.now()
-        if policy is None or step.due_at is None or step.due_at - now < _WORTH_TELLING:
-            return
-        fresh = statement_of(policy.status.conditions, FRESH)
-        if fresh is None or fresh.status != "False":
-            self.publish(policy, fresh=fresh_until_retry(step.results, retry_at=step.due_at))
+    def _may_work(self, policy: Policy, slot: Slot) -> bool:
+        """Whether there is still something to do; a request's work is told before it begins."""
+        if slot.request is None:
+            return policy.spec is not None
+        policy.held_request = None
+        if policy.spec is None or slot.request != policy.request or slot.request == policy.status.last_handled_request:
+            return False  # superseded, withdrawn or answered while it waited
+        policy.working_on, policy.request_begun_at = slot.request, self._clock.now()
+        self.chronicle.publish(policy)
+        return True
 
     async def _space_requests(self, key: Key) -> None:
         """Wait until the policy's last request is a second old; of those that come meanwhile the newest is run."""
@@ -261,54 +255,14 @@ class Agenda:
     def _not_begun(self, policy: Policy, slot: Slot) -> None:
         if slot.request is not None:
             policy.working_on = None
-            self.publish(policy)
+            self.chronicle.publish(policy)
             self.consider_request(policy)
         elif self._clock.now() >= slot.deadline:
-            self._late(policy.key, slot)
+            self.chronicle.late(policy.key, slot)
         elif self._owes(policy, slot):
             self.dispatcher.submit(policy.key, slot)  # the policy changed: the slot is run as it is now
 
     def _owes(self, policy: Policy, slot: Slot) -> bool:
         timetable = policy.timetable
         is_a_slot = timetable is not None and timetable.newest_at(slot.due_at) == slot.due_at
-        return is_a_slot and not self.is_suspended(policy)
-
-    def _finished(self, policy: Policy, report: SlotReport, *, begun_as: Policy, missed: int) -> None:
-        missed = 0 if report.stopped else min(missed, policy.missed)  # a stopped slot, and all before it, stay due
-        policy.missed -= missed
-        kept = self._recoveries.kept(policy.key, report.slot)
-        for view, result in report.results:
-            if view not in kept:
-                self._metrics.run_ended(policy.key, result)
-        if report.slot.request is not None:
-            policy.working_on = None
-        else:
-            if not self._recoveries.is_again(policy.key, report.slot):
-                lag = (report.started_at - report.slot.due_at).total_seconds()
-                self._metrics.slot_started(lag_seconds=max(0.0, lag))
-            if report.lock_held and not report.stopped:
-                missed += 1
-                self._metrics.slots_missed(policy.key, 1)
-        status = after_missed(policy.status, count=missed) if missed else policy.status
-        spec = policy.spec or begun_as.spec
-        assert spec is not None  # else it would not have begun
-        status = for_views(after_slot(status, report, history_limit=spec.history_limit), views_of(spec))
-        self._publish(policy, status, fresh=fresh_after(report))
-        recovered = report.fresh and policy.problem is not None
-        if (recovered or (report.failed and status.consecutive_failures == 1)) and policy.database_key is not None:
-            # Find out now, not at the next period, whether all is well again, or whether it needs a person.
-            self._preflights.ask(policy.database_key, [policy.key])
-
-    def _superseded(self, key: Key, slot: Slot) -> None:
-        policy = self._registry.policies.get(key)
-        if policy is not None and not self._recoveries.is_again(key, slot):
-            self._metrics.slots_missed(key, 1)
-            policy.missed += 1  # told with the next slot's result: a write per skipped slot would be a storm
-
-    def _late(self, key: Key, slot: Slot) -> None:
-        policy = self._registry.policies.get(key)
-        if policy is not None and not self._recoveries.is_again(key, slot):
-            self._metrics.slots_missed(key, 1)
-            status = after_missed(policy.status, count=policy.missed + 1, newest=slot.due_at)
-            policy.missed = 0
-            self._publish(policy, status, fresh=fresh_after_missed(slot.due_at))
+        return is_a_slot and not self._registry.is_suspended(policy)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from random import Random
 from typing import assert_never
 
@@ -15,7 +16,7 @@ from matview_operator.api.view import ViewSpec
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.retry_class import RetryClass, retry_class, retry_pause
-from matview_operator.domain.slot import Slot
+from matview_operator.domain.slot import Slot, is_fresh
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import NoPlace
 from matview_operator.engine.lines import Blame
@@ -33,8 +34,8 @@ class Step:
 
     index: int
     views: Sequence[ViewSpec]
-    due_at: datetime | None = None
-    """When it is tried once more; None before the first attempt."""
+    due: float | None = None
+    """When it is tried once more, in the loop's time, which nobody sets back; None before the first attempt."""
     results: Sequence[RefreshResult] = ()
     """Of the newest attempt."""
     kind: RetryClass | None = None
@@ -67,7 +68,7 @@ class Attempts:
         policy: Policy,
         slot: Slot,
         *,
-        kept: Mapping[ViewName, RefreshResult],
+        former: Mapping[ViewName, RefreshResult],
         registry: Registry,
         pauses: Pauses,
         turns: Turns,
@@ -75,11 +76,10 @@ class Attempts:
         clock: Clock,
         random: Random,
         newer: Callable[[], bool],
-        waits: Callable[[Step], None],
+        waits: Callable[[Step, float], None],
     ) -> None:
-        """`newer` says whether newer work of the policy is due; `waits` is told before nothing is left but waiting.
-
-        Views of which something is `kept` are not tried at all.
+        """`newer` says whether newer work of the policy is due; `waits` is told what waits if nothing else is left, and
+        for how many seconds. Of a slot that is run again, `former` is how it ended: what succeeded is not tried.
         """
         assert policy.spec is not None  # an invalid policy has no timer and no request
         self._policy = policy
@@ -98,9 +98,11 @@ class Attempts:
         """Its place among the slots that are due with it; to be entered."""
         self._turns = turns
         for step in self.steps:
-            results = [kept[name] for name in names[step.index] if name in kept]
-            if len(results) == len(step.views):
-                step.results = results
+            told = [former.get(name) for name in names[step.index]]
+            known = [result for result in told if result is not None]
+            step.tries = max((result.attempts for result in known), default=0)
+            if all(result is not None and is_fresh(result.outcome) for result in told):
+                step.results = known
                 self._end(step)
         timetable = policy.timetable
         self._ends_at = None if slot.request or timetable is None else timetable.next_after(slot.due_at)
@@ -114,22 +116,15 @@ class Attempts:
         while True:
             self._give_up()
             left = [step for step in self.steps if not step.over]
-            now = self._clock.now()
+            if not left:
+                return None
+            now = asyncio.get_running_loop().time()
             ready = next((step for step in left if self._is_ready(step, now)), None)
-            if ready is not None or not left:
+            if ready is not None:
+                if ready.results:
+                    self._count(ready)
                 return ready
-            if self._pauses.closed or (self.began_at is None and self._is_late(now)):
-                raise NoPlace
-            again = [step for step in left if step.due_at is not None]
-            until = min(map(_due_at, again), default=None)
-            if again and all(step.kind is not RetryClass.LADDER for step in again if step.due_at == until):
-                self._waits(min(again, key=_due_at))
-            if not again and self.began_at is None and self._slot.request is None:
-                until = self._slot.deadline
-            if await self._sleep(None if until is None else until - now, for_a_turn=len(again) < len(left)):
-                for step in again:
-                    if step.kind is not RetryClass.LADDER:
-                        step.due_at = self._clock.now()
+            await self._wait(left, now)
 
     def take(self, step: Step) -> Blame | None:
         """It is tried now; or whom to blame if it is not worth while, because what it reads failed."""
@@ -159,8 +154,7 @@ class Attempts:
         if pause is None:
             self._end(step)
             return
-        step.due_at = self._clock.now() + timedelta(seconds=pause)
-        self._count(step, pause)
+        step.due = asyncio.get_running_loop().time() + pause
 
     def no_place(self, step: Step) -> None:
         """Leave it at the newest results: no place became free for another attempt in time."""
@@ -171,14 +165,29 @@ class Attempts:
         """Whether a step that has told something would have been tried again."""
         return any(not step.over and step.tells for step in self.steps)
 
-    def _is_ready(self, step: Step, now: datetime) -> bool:
-        return self.work.is_turn(step.index) if step.due_at is None else step.due_at <= now
+    async def _wait(self, left: Sequence[Step], now: float) -> None:
+        """Until something may have changed. Raises NoPlace when that is too late."""
+        if self._pauses.closed or (self.began_at is None and self._is_late()):
+            raise NoPlace
+        again = {step: step.due for step in left if step.due is not None}
+        soonest = min(again, key=again.__getitem__, default=None)
+        seconds = None if soonest is None else again[soonest] - now
+        if soonest is None and self.began_at is None and self._slot.request is None:
+            seconds = self._until(self._slot.deadline)
+        elif soonest is not None and seconds is not None and soonest.kind is not RetryClass.LADDER:
+            self._waits(soonest, seconds)
+        if await self._sleep(seconds, for_a_turn=len(again) < len(left)):
+            for step in again:
+                if step.kind is not RetryClass.LADDER:
+                    step.due = now
 
-    def _is_late(self, now: datetime) -> bool:
-        return self._slot.request is None and now >= self._slot.deadline
+    def _is_ready(self, step: Step, now: float) -> bool:
+        return self.work.is_turn(step.index) if step.due is None else step.due <= now
 
-    async def _sleep(self, pause: timedelta | None, *, for_a_turn: bool) -> bool:
-        seconds = None if pause is None else pause.total_seconds()
+    def _is_late(self) -> bool:
+        return self._slot.request is None and self._until(self._slot.deadline) <= 0
+
+    async def _sleep(self, seconds: float | None, *, for_a_turn: bool) -> bool:
         self._turns.waiting += for_a_turn
         try:
             return await self._pauses.sleep(self._policy.key, seconds=seconds, stirred=self.work.stirred)
@@ -213,21 +222,19 @@ class Attempts:
                 step.retries += 1
                 return pause
 
-    def _count(self, step: Step, pause: float) -> None:
+    def _count(self, step: Step) -> None:
         failed = next(result for result in step.results if retry_class([result]) is step.kind)
         assert failed.error_type is not None  # else it would be of no class that is tried again
         self._metrics.retried(self._policy.key, failed.error_type)
         log.info(
-            "%s is tried again in %.1f s",
+            "%s is tried again",
             failed.view_name,
-            pause,
             extra={
                 "action": "retry",
                 "policy": str(self._policy.key),
                 "correlation_id": failed.correlation_id,
                 "view_name": failed.view_name,
                 "reason": failed.error_type.value,
-                "seconds": round(pause, 3),
                 "retry": step.retries,
                 "limit": self._retry.limit,
             },
@@ -238,21 +245,16 @@ class Attempts:
         changed = self._registry.policies.get(self._policy.key) is not self._policy
         newer = self._newer()
         for step in self.steps:
-            if step.over or step.due_at is None or step.kind is RetryClass.LADDER:
+            if step.over or step.due is None or step.kind is RetryClass.LADDER:
                 continue
             if changed or (newer and (self._slot.request is None or step.hurried)):
                 self._end(step)
             elif newer:
                 # The slot that waits behind a request would try the same now. It is not kept from it for longer.
-                step.hurried, step.due_at = True, self._clock.now()
+                step.hurried, step.due = True, 0.0
 
     def _until(self, instant: datetime) -> float:
         return (instant - self._clock.now()).total_seconds()
-
-
-def _due_at(step: Step) -> datetime:
-    assert step.due_at is not None  # it waits
-    return step.due_at
 
 
 def _together(spec: MatviewRefreshPolicySpec) -> list[Sequence[ViewSpec]]:

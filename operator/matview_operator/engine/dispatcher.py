@@ -38,10 +38,12 @@ class Dispatcher:
         late: Callable[[Key, Slot], None],
         taken: Callable[[Key, Slot], None],
         over: Callable[[Key, Slot], None],
+        holds: Callable[[Key, Slot], bool],
     ) -> None:
-        """`work` runs a slot and reports it. `superseded` and `late` are told of slots that will not run: a newer one
-        became due while one before still ran, or startingDeadlineSeconds have passed. `taken` is told of each slot that
-        was taken up, and `over` of each of those once, when it has ended or will not run.
+        """`work` runs a slot and reports it. `holds` says whether it has to wait; then `look` is called in time.
+        `superseded` and `late` are told of slots that will not run: a newer one became due while one before still ran,
+        or startingDeadlineSeconds have passed. `taken` is told of each slot that was taken up, and `over` of each of
+        those once, when it has ended or will not run.
         """
         self._clock = clock
         self._work = work
@@ -49,6 +51,7 @@ class Dispatcher:
         self._late = late
         self._taken = taken
         self._over = over
+        self._holds = holds
         self._lanes: dict[Key, _Lane] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         """Runs of deleted policies that their servers have not let go of yet."""
@@ -80,11 +83,22 @@ class Dispatcher:
             lane.slot = slot
         self._pump(key, lane)
 
+    def is_busy(self, key: Key) -> bool:
+        """Whether the policy has something in flight or waiting."""
+        return key in self._lanes
+
     def forget_slot(self, key: Key) -> None:
         """Drop the waiting slot: its schedule is no longer the policy's."""
         if key in self._lanes:
             self._drop(key, self._lanes[key].slot)
             self._lanes[key].slot = None
+            self.look(key)
+
+    def look(self, key: Key) -> None:
+        """Begin what waited and need not wait any more."""
+        lane = self._lanes.get(key)
+        if lane is not None and not self._closed:
+            self._pump(key, lane)
 
     def stop(self, key: Key) -> None:
         """Cancel the run in flight, on the server too; its report says what was interrupted.
@@ -118,21 +132,30 @@ class Dispatcher:
             await asyncio.wait(self._stopping)
 
     def _pump(self, key: Key, lane: _Lane) -> None:
-        while lane.task is None and (lane.request or lane.slot) is not None:
-            if lane.request is not None:
-                slot, lane.request = lane.request, None
-            else:
-                assert lane.slot is not None  # the loop's condition
-                slot, lane.slot = lane.slot, None
-                if self._clock.now() > slot.deadline:
-                    self._late(key, slot)
-                    self._drop(key, slot)
-                    continue
+        if lane.task is None and (slot := self._next(key, lane)) is not None:
             lane.begun, lane.current = False, slot
             lane.task = asyncio.create_task(self._run(key, lane, slot), name=f"slot {key} {slot.id}")
             lane.task.add_done_callback(lambda task: self._ended(key, lane, task))
-        if lane.task is None:
+        if lane.task is None and lane.request is None and lane.slot is None:
             self._lanes.pop(key, None)
+
+    def _next(self, key: Key, lane: _Lane) -> Slot | None:
+        """Take what may begin now out of the lane, if there is anything."""
+        request, slot = lane.request, lane.slot
+        if request is not None and not self._holds(key, request):
+            lane.request = None
+            return request
+        if slot is None:
+            return None
+        is_late = self._clock.now() > slot.deadline
+        if not is_late and self._holds(key, slot):
+            return None
+        lane.slot = None
+        if is_late:
+            self._late(key, slot)
+            self._drop(key, slot)
+            return None
+        return slot
 
     async def _run(self, key: Key, lane: _Lane, slot: Slot) -> None:
         lane.begun = True

@@ -7,17 +7,19 @@ from dataclasses import replace
 
 from matview_operator.api.model import REQUESTED_AT, ObjectMeta
 from matview_operator.api.outcome import RefreshReason
-from matview_operator.api.policy import MatviewRefreshPolicySpec
+from matview_operator.api.policy import MatviewRefreshPolicySpec, Schedule
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.reading import (
     InvalidObject,
     read_database,
+    read_database_name,
     read_database_status,
     read_metadata,
     read_policy,
     read_policy_status,
 )
+from matview_operator.domain.shard import Shard
 from matview_operator.domain.status import for_views, views_of
 from matview_operator.engine.ports import Clock, Key, ObjectRef
 from matview_operator.engine.registry import Database, Policy
@@ -25,11 +27,14 @@ from matview_operator.engine.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
+WHOLE = Shard()
+
 
 class Intake:
     """Feeds the supervisor with raw objects of the API server."""
 
-    def __init__(self, *, supervisor: Supervisor, clock: Clock) -> None:
+    def __init__(self, *, supervisor: Supervisor, clock: Clock, shard: Shard = WHOLE) -> None:
+        self._shard = shard
         self._supervisor = supervisor
         self._registry = supervisor.registry
         self._clock = clock
@@ -38,6 +43,9 @@ class Intake:
         """A policy was added, changed or listed."""
         meta = self._metadata(body)
         if meta is None:
+            return
+        if not self._shard.owns(namespace=meta.namespace, database=read_database_name(body)):
+            self.policy_gone(body)  # it may have been ours, and name another database now
             return
         self._seen(meta)
         agenda = self._supervisor.agenda
@@ -61,7 +69,7 @@ class Intake:
         agenda.schedule(policy)
         agenda.announce(policy)
         if policy.database_key is None:
-            agenda.publish(policy)
+            agenda.chronicle.publish(policy)
         if former is not None and former.database_key != policy.database_key:
             rivals |= self._supervisor.order.stirred(former.database_key)
         self._supervisor.ask_again({policy.key} | rivals | self._registry.rivals(policy))
@@ -77,7 +85,7 @@ class Intake:
     def database_seen(self, body: object) -> None:
         """A database was added, changed or listed."""
         meta = self._metadata(body)
-        if meta is None:
+        if meta is None or not self._shard.owns(namespace=meta.namespace, database=meta.name):
             return
         self._seen(meta)
         former = self._registry.databases.get(_key(meta))
@@ -174,10 +182,14 @@ class Intake:
 
     def _owes_nothing(self, former: Policy, policy: Policy) -> bool:
         """Whether slots before now are none of the policy's: its schedule is new, or was suspended or unreadable."""
-        if former.spec is None or policy.spec is None or former.timetable != policy.timetable:
+        if former.spec is None or policy.spec is None or _plan(former.spec) != _plan(policy.spec):
             return True
-        suspended = self._supervisor.agenda.is_suspended
+        suspended = self._supervisor.registry.is_suspended
         return suspended(former) and not suspended(policy)
+
+
+def _plan(spec: MatviewRefreshPolicySpec) -> tuple[Schedule, int]:
+    return spec.schedule, spec.jitter_seconds
 
 
 def _for_spec(status: MatviewRefreshPolicyStatus, spec: MatviewRefreshPolicySpec | None) -> MatviewRefreshPolicyStatus:

@@ -144,7 +144,7 @@ class Metrics(Protocol):
         ...
 
     def retried(self, key: Key, reason: RefreshReason) -> None:
-        """Count that a view is to be tried again in its slot, by the reason why."""
+        """Count that a view is tried again in its slot, by the reason why."""
         ...
 
     def policy_gone(self, key: Key) -> None:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry_class import RetryClass, retry_class
-from matview_operator.domain.slot import Slot, SlotReport, is_fresh
+from matview_operator.domain.slot import Slot, SlotReport
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.pauses import Pauses
-from matview_operator.engine.ports import Clock, Key
+from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy, Registry
 
 
@@ -39,10 +39,9 @@ class _Failed:
 class Recoveries:
     """Remembers of each policy whether it is unwell, and its newest slot if that failed: bounded by their number."""
 
-    def __init__(self, *, registry: Registry, pauses: Pauses, clock: Clock) -> None:
+    def __init__(self, *, registry: Registry, pauses: Pauses) -> None:
         self._registry = registry
         self._pauses = pauses
-        self._clock = clock
         self._unwell: set[Key] = set()
         self._failed: dict[Key, _Failed] = {}
 
@@ -65,7 +64,10 @@ class Recoveries:
             self._failed.pop(key, None)
 
     def judged(self, policy: Policy) -> Slot | None:
-        """Take up what a preflight found; returns the slot that is to be run again because all is well now."""
+        """Take up what a preflight found; returns the slot that is to be run again because all is well now.
+
+        Whether it may still start is the dispatcher's to know.
+        """
         key = policy.key
         if policy.problem is not None:
             self._unwell.add(key)
@@ -77,22 +79,20 @@ class Recoveries:
         failed = self._failed.get(key)
         if failed is None or failed.run_again:
             return None
-        slot, now = failed.report.slot, self.begun(policy)
-        if now.taken_until != failed.begun.taken_until or self._clock.now() > slot.deadline:
+        now = self.begun(policy)
+        if now.taken_until != failed.begun.taken_until:
             return None
         failed.run_again = recovered or failed.mendable or now != failed.begun
-        return slot if failed.run_again else None
+        return failed.report.slot if failed.run_again else None
 
     def is_again(self, key: Key, slot: Slot) -> bool:
         """Whether this slot has been run, and is to be run again."""
         failed = self._failed.get(key)
         return failed is not None and failed.run_again and failed.report.slot == slot
 
-    def kept(self, key: Key, slot: Slot) -> Mapping[ViewName, RefreshResult]:
-        """What need not be done again in a slot that is run again."""
-        if not self.is_again(key, slot):
-            return {}
-        return {view: result for view, result in self._failed[key].report.results if is_fresh(result.outcome)}
+    def former(self, key: Key, slot: Slot) -> Mapping[ViewName, RefreshResult]:
+        """How a slot that is run again has ended before."""
+        return dict(self._failed[key].report.results) if self.is_again(key, slot) else {}
 
     def forget(self, key: Key) -> None:
         """Drop what is known of a deleted policy."""

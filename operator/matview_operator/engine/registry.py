@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -16,8 +16,10 @@ from matview_operator.domain.errors import Problem
 from matview_operator.domain.jitter import delay
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.sharing import sharing_problem
+from matview_operator.domain.staleness import StalenessTarget, staleness_target
 from matview_operator.domain.status import Standing, views_of
 from matview_operator.domain.view import GLOBAL, TenantToken, ViewName
+from matview_operator.domain.windows import Outlook
 from matview_operator.engine.ports import Key, ObjectRef
 
 
@@ -40,6 +42,8 @@ class Policy:
     refused_request: str | None = None
     """The newest value that cannot be a request, so that it is told once."""
     working_on: str | None = None
+    held_request: tuple[str, datetime] | None = None
+    """The token of a request that waits for a window of the database, and when that opens."""
     request_begun_at: datetime | None = None
     missed: int = 0
     """Slots that a newer one superseded since the last status."""
@@ -62,10 +66,16 @@ class Policy:
         return None if self.spec is None else Key(self.ref.key.namespace, self.spec.database_ref.name)
 
     @property
-    def timetable(self) -> Timetable | None:
+    def timetable(self) -> Timetable | StalenessTarget | None:
         """Its slots; None while the spec is invalid."""
+        return self.timetable_by(self.status)
+
+    def timetable_by(self, status: MatviewRefreshPolicyStatus) -> Timetable | StalenessTarget | None:
+        """Its slots when this is its status, from which those of a target follow."""
         if self.spec is None:
             return None
+        if self.spec.schedule.max_staleness_seconds is not None:
+            return staleness_target(self.spec.schedule.max_staleness_seconds, spec=self.spec, status=status)
         jitter = self.spec.jitter_seconds
         return Timetable(
             schedule=self.spec.schedule, jitter_seconds=jitter, delay=delay(self.uid, jitter_seconds=jitter)
@@ -87,6 +97,7 @@ class Policy:
             is_judged=self.is_judged,
             suspended=self.spec is not None and self.spec.suspend,
             working_on=self.working_on,
+            held_request=self.held_request,
         )
 
 
@@ -99,6 +110,8 @@ class Database:
     spec: MatviewDatabaseSpec | None
     problem: Problem | None = None
     status: MatviewDatabaseStatus
+    outlook: Outlook | None = None
+    """What its windows say of now; worked out when somebody asks."""
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -175,6 +188,13 @@ class Registry:
         for keys in self._by_view.get((database, view), {}).values():
             yield from keys
 
+    def is_suspended(self, policy: Policy) -> bool:
+        """Whether nothing is due, by the policy's own word or its database's."""
+        database = self.databases.get(policy.database_key) if policy.database_key else None
+        return (policy.spec is not None and policy.spec.suspend) or (
+            database is not None and database.spec is not None and database.spec.suspend
+        )
+
     def sharing_problem(self, policy: Policy) -> Problem | None:
         """Whether another policy makes it unsafe to refresh one of its views."""
         for place in _places(policy):
@@ -182,6 +202,10 @@ class Registry:
             if problem is not None:
                 return problem
         return None
+
+    def named_views(self) -> KeysView[tuple[Key, ViewName]]:
+        """The views that policies name, each with its database."""
+        return self._by_view.keys()
 
     def rivals(self, policy: Policy) -> set[Key]:
         """The policies under another lock token that name one of its views."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 
 from matview_operator.api.database import MatviewDatabaseStatus
@@ -26,7 +27,18 @@ from matview_operator.engine.registry import Database, Policy, Registry
 log = logging.getLogger(__name__)
 
 WRITERS = 4
+_MAY_WAIT_SECONDS = 5.0
+_LOOKED_EVERY_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """What is to be written of one object."""
+
+    status: Status
+    since: float
+    """When the first change came that is not written yet, on the loop's clock."""
 
 
 class Reporter:
@@ -40,14 +52,18 @@ class Reporter:
         events: Events,
         random: Random,
         gone: Callable[[ObjectRef], None],
+        may_wait: Callable[[ObjectRef], bool],
     ) -> None:
-        """`gone` is told of an object that the API server has not any more."""
+        """`gone` is told of an object that the API server has not any more. `may_wait` tells whether an object's status
+        may come some seconds later, because there is something more urgent to do.
+        """
         self._gone = gone
+        self._may_wait = may_wait
         self._registry = registry
         self._writer = writer
         self._events = events
         self._random = random
-        self._pending: dict[ObjectRef, Status] = {}
+        self._pending: dict[ObjectRef, _Document] = {}
         self._writing: set[ObjectRef] = set()
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -95,28 +111,27 @@ class Reporter:
             log.warning("%d statuses were not written", self.pending, extra={"action": "status_flush"})
 
     def _enqueue(self, ref: ObjectRef, status: Status) -> None:
-        self._pending[ref] = status
+        former = self._pending.get(ref)
+        since = asyncio.get_running_loop().time() if former is None else former.since
+        self._pending[ref] = _Document(status, since)
         self._idle.clear()
         self._changed.set()
 
     async def _write_forever(self) -> None:
         failures = 0
         while True:
-            ref = next((ref for ref in self._pending if ref not in self._writing), None)
+            ref = self._next()
             if ref is None:
-                if not self._pending and not self._writing:
-                    self._idle.set()
-                self._changed.clear()
-                await self._changed.wait()
+                await self._wait()
                 continue
-            status = self._pending.pop(ref)
+            document = self._pending.pop(ref)
             self._writing.add(ref)
             try:
-                await self._write(ref, status)
+                await self._write(ref, document)
                 failures = 0
             except ApiUnavailable as error:
                 failures += 1
-                self._pending.setdefault(ref, status)
+                self._pending.setdefault(ref, document)
                 pause = error.retry_after or min(_LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(failures, 6))
                 log.warning("status not written: %s", error, extra={"action": "status_write", "object": str(ref.key)})
                 await asyncio.sleep(pause * self._random.uniform(0.5, 1.0) if error.retry_after is None else pause)
@@ -128,7 +143,30 @@ class Reporter:
                 # Another writer may have gone to sleep because only this object was left.
                 self._changed.set()
 
-    async def _write(self, ref: ObjectRef, status: Status) -> None:
+    def _next(self) -> ObjectRef | None:
+        """The oldest that nobody is writing and that may not wait.
+
+        A status takes more of the operator's time than the run of a small view that it tells of. So when a thousand
+        views are due at once, their runs come first.
+        """
+        too_old = asyncio.get_running_loop().time() - _MAY_WAIT_SECONDS
+        for ref, document in self._pending.items():
+            if ref not in self._writing and (document.since <= too_old or not self._may_wait(ref)):
+                return ref
+        return None
+
+    async def _wait(self) -> None:
+        """Until something changes, or something that may wait may not any more."""
+        if not self._pending and not self._writing:
+            self._idle.set()
+        self._changed.clear()
+        if self._pending.keys() - self._writing:
+            await asyncio.sleep(_LOOKED_EVERY_SECONDS)
+        else:
+            await self._changed.wait()
+
+    async def _write(self, ref: ObjectRef, document: _Document) -> None:
+        status = document.status
         versions = self._registry.resource_versions
         version = versions.get(ref.uid)
         if version is None:
@@ -150,8 +188,7 @@ class Reporter:
             versions[ref.uid] = conflict.resource_version
             if _is_newer(conflict.stored, status):
                 return
-            if ref not in self._pending:
-                self._pending[ref] = status
+            self._pending.setdefault(ref, document)
         else:
             if ref.uid in versions:
                 versions[ref.uid] = written

@@ -13,41 +13,36 @@ from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
-from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import MatviewError, Problem
 from matview_operator.domain.result import RefreshResult
-from matview_operator.domain.run import Run, group_timeout
+from matview_operator.domain.run import Run
 from matview_operator.domain.slot import Slot, SlotReport, is_stopped
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.attempts import Attempts, Step
 from matview_operator.engine.budget import Budget, NoPlace
+from matview_operator.engine.execution import execute
 from matview_operator.engine.flights import Flights, SharedView
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.lines import Blame
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Executor, Key, Metrics, Secrets
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runs import run_of
-from matview_operator.engine.targets import SlotTarget, usable
+from matview_operator.engine.targets import SlotTarget, SlotTargets, usable
 from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
-_NOT_LET_IN = frozenset(
-    {
-        RefreshReason.AUTHENTICATION_FAILED,
-        RefreshReason.CONNECT_REJECTED,
-        RefreshReason.CONNECTION_FAILED,
-        RefreshReason.TLS_FAILED,
-    }
-)
-"""What a Secret that was rotated within the slot may explain. Nothing was begun on the server."""
-
 
 class _PolicyChanged(MatviewError):
     """The policy as it was when the slot came up is not the policy any more."""
+
+
+class _Held(MatviewError):
+    """While the slot waited for a place, the time came in which it may not be begun."""
 
 
 class SlotRunner:
@@ -64,18 +59,19 @@ class SlotRunner:
         pauses: Pauses,
         metrics: Metrics,
         flights: Flights,
+        holds: Holds,
         clock: Clock,
         random: Random,
         turns: Turns,
     ) -> None:
         self._registry = registry
         self._executor = executor
-        self._secrets = secrets
-        self._destinations = destinations
+        self._targets = SlotTargets(secrets=secrets, destinations=destinations)
         self._budget = budget
         self._pauses = pauses
         self._metrics = metrics
         self._flights = flights
+        self._holds = holds
         self._clock = clock
         self._random = random
         self._turns = turns
@@ -86,14 +82,13 @@ class SlotRunner:
         slot: Slot,
         *,
         newer: Callable[[], bool] = lambda: False,
-        waits: Callable[[Step], None] = lambda _: None,
-        kept: Mapping[ViewName, RefreshResult] = MappingProxyType({}),
+        waits: Callable[[Step, float], None] = lambda *_: None,
+        former: Mapping[ViewName, RefreshResult] = MappingProxyType({}),
     ) -> SlotReport | None:
         """Refresh every view as the policy says now. Cancelled, it reports what was interrupted, and returns.
 
-        `newer` and `waits` are those of Attempts; what is `kept` of an earlier run of the slot is not run again. None
-        if nothing came of it: no place became free before the slot's deadline, the policy changed before the first
-        view's run, or the process ends.
+        `newer`, `waits` and `former` are those of Attempts. None if nothing came of it: no place became free before the
+        slot's deadline, the policy changed or a window closed before the first view's run, or the process ends.
         """
         spec, key = policy.spec, policy.database_key
         assert spec is not None  # an invalid policy has no timer and no request
@@ -101,7 +96,7 @@ class SlotRunner:
         attempts = Attempts(
             policy,
             slot,
-            kept=kept,
+            former=former,
             registry=self._registry,
             pauses=self._pauses,
             turns=self._turns,
@@ -111,7 +106,7 @@ class SlotRunner:
             newer=newer,
             waits=waits,
         )
-        where = SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations)
+        where = self._targets.of_slot(key)
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
         cut_short = False
@@ -120,7 +115,7 @@ class SlotRunner:
             with attempts.work:
                 while (step := await attempts.next()) is not None:
                     await self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where)
-        except (NoPlace, _PolicyChanged, asyncio.CancelledError) as stop:
+        except (NoPlace, _PolicyChanged, _Held, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
             suspended = self._suspended(policy)
@@ -180,6 +175,7 @@ class SlotRunner:
                 slot,
                 where,
                 first=attempts.began_at is None,
+                again=bool(step.results),
                 seconds=attempts.seconds_for_a_place(step),
             )
         except NoPlace:
@@ -209,6 +205,7 @@ class SlotRunner:
         where: SlotTarget,
         *,
         first: bool,
+        again: bool,
         seconds: float | None,
     ) -> Sequence[RefreshResult]:
         """One attempt; waits so long for a place. Raises NoPlace."""
@@ -218,36 +215,28 @@ class SlotRunner:
             self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
             run, view = self._run_of(policy, spec, views[0], slot), self._shared(spec, views[0], key)
             async with self._flights.seat(key, run, slot, shared=view, seconds=seconds) as seat:
-                if first and self._registry.policies.get(policy.key) is not policy:
-                    raise _PolicyChanged
+                self._may_begin(policy, slot, first=first, again=again)
                 # Asked anew: while it waited, the database may have been suspended or a rival may have come.
                 database = self._allowed(policy, spec, key)
                 if seat.known is not None:
                     return [seat.known]
-                target = await where.of(database)
                 runs = [self._run_of(policy, spec, view, slot) for view in views]
-                results = await self._execute(spec, database, target, runs)
-                if any(result.error_type in _NOT_LET_IN for result in results):
-                    other = await where.instead_of(target, spec=database)
-                    if other is not None:
-                        results = await self._execute(spec, database, other, runs)
+                results = await execute(self._executor, runs, where=where, spec=spec, database=database)
+                self._holds.ended(key, zip((run.view for run in runs), results, strict=True), slot=slot)
                 seat.result = results[0]
                 return results
         except Problem as problem:
             runs = [self._run_of(policy, spec, view, slot) for view in views]
             return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
 
-    async def _execute(
-        self,
-        spec: MatviewRefreshPolicySpec,
-        database: MatviewDatabaseSpec,
-        target: ConnectionTarget,
-        runs: Sequence[Run],
-    ) -> Sequence[RefreshResult]:
-        if spec.consistency is Consistency.GROUP:
-            seconds = group_timeout(spec, limits=database.limits)
-            return await self._executor.refresh_group(target=target, runs=runs, timeout_seconds=seconds)
-        return (await self._executor.refresh(target=target, run=runs[0]),)
+    def _may_begin(self, policy: Policy, slot: Slot, *, first: bool, again: bool) -> None:
+        """Raises _PolicyChanged or _Held of a slot, NoPlace of another attempt at a view: the one before is told."""
+        if first and self._registry.policies.get(policy.key) is not policy:
+            raise _PolicyChanged
+        if first and self._holds.until(policy, slot) is not None:
+            raise _Held
+        if again and self._holds.closed_until(policy) is not None:
+            raise NoPlace
 
     def _allowed(self, policy: Policy, spec: MatviewRefreshPolicySpec, key: Key) -> MatviewDatabaseSpec:
         database = usable(self._registry.databases.get(key), key)

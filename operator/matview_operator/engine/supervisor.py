@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from datetime import timedelta
 from random import Random
 
+from matview_operator.api.database import Bookkeeping
 from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.flights import Flights
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.order import Order
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import (
@@ -66,7 +68,9 @@ class Supervisor:
         self.flights = Flights(budget=self.budget, clock=clock)
         self.order = Order(registry=registry)
         self.turns = turns = Turns(registry=registry, order=self.order, clock=clock)
-        self.reporter = Reporter(registry=registry, writer=writer, events=events, random=random, gone=self._gone)
+        self.reporter = Reporter(
+            registry=registry, writer=writer, events=events, random=random, gone=self._gone, may_wait=self._may_wait
+        )
         self.preflights = Preflights(
             registry=registry,
             inspector=inspector,
@@ -77,8 +81,10 @@ class Supervisor:
             judged=self._judged,
             order=self.order,
         )
+        holds = Holds(registry=registry, clock=clock)
         self.agenda = Agenda(
             registry=registry,
+            holds=holds,
             runner=SlotRunner(
                 registry=registry,
                 executor=executor,
@@ -88,6 +94,7 @@ class Supervisor:
                 pauses=self.pauses,
                 metrics=metrics,
                 flights=self.flights,
+                holds=holds,
                 clock=clock,
                 random=random,
                 turns=turns,
@@ -115,10 +122,16 @@ class Supervisor:
         waiting = self.budget.waiting + self.flights.following + self.turns.waiting
         return self.agenda.dispatcher.waiting + waiting
 
+    @property
+    def started(self) -> bool:
+        """Whether the loops were started."""
+        return bool(self._tasks)
+
     def start(self) -> None:
         """Start the loops."""
         loops = (
             ("timers", self.agenda.timers),
+            ("waiting", self.agenda.waiting.timers),
             ("reporter", self.reporter),
             ("preflights", self.preflights),
             ("retention", self.retention),
@@ -128,14 +141,18 @@ class Supervisor:
             task.add_done_callback(_loop_ended)
             self._tasks.append(task)
 
-    async def stop(self, *, grace_seconds: float) -> None:
-        """Start nothing more, give runs the grace, then stop them on their servers; write what is left to write."""
-        timers, *others = self._tasks
+    async def stop(self, *, grace_seconds: float, flush_seconds: float = _FLUSH_SECONDS) -> None:
+        """Start nothing more, give runs the grace, then stop them on their servers; write what is left to write.
+
+        Both are 0 for who no longer leads. May be called again.
+        """
+        timers, waiting, *others = self._tasks
         timers.cancel()
+        waiting.cancel()
         self.budget.close()
         self.pauses.close()
         await self.agenda.dispatcher.drain(seconds=grace_seconds)
-        await self.reporter.flush(seconds=_FLUSH_SECONDS)
+        await self.reporter.flush(seconds=flush_seconds)
         for task in others:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -144,7 +161,7 @@ class Supervisor:
         """Whether every loop is alive and the timers have gone round lately."""
         beat = self.agenda.timers.last_beat
         return (
-            bool(self._tasks)
+            self.started
             and not any(task.done() for task in self._tasks)
             and beat is not None
             and abs(self._clock.now() - beat) < _SILENCE
@@ -167,10 +184,11 @@ class Supervisor:
         self.registry.resource_versions.pop(database.ref.uid, None)
         self.reporter.forget(database.ref)
         policies = self.registry.policies_of(key)
-        if database.spec is not None and database.spec.suspend:
-            for policy in policies:
+        suspended = database.spec is not None and database.spec.suspend
+        for policy in policies:
+            if suspended:
                 self.agenda.resume(policy)
-                self.agenda.schedule(policy)
+            self.agenda.schedule(policy)
         self.preflights.ask(key, [policy.key for policy in policies])
 
     def ask_again(self, keys: Iterable[Key]) -> None:
@@ -189,6 +207,15 @@ class Supervisor:
             self.forget_policy(policy)
         if database is not None and database.ref == ref:
             self.forget_database(database)
+
+    def _may_wait(self, ref: ObjectRef) -> bool:
+        """While runs wait for a place, the status of a policy whose slots the ledger knows without it."""
+        policy = self.registry.policies.get(ref.key) if ref.kind == "MatviewRefreshPolicy" else None
+        if policy is None or policy.working_on is not None or policy.database_key is None or not self.budget.waiting:
+            return False
+        database = self.registry.databases.get(policy.database_key)
+        server = None if database is None else database.status.server
+        return server is not None and server.bookkeeping is Bookkeeping.INSTALLED
 
     def _limit_of(self, key: Key) -> int:
         database = self.registry.databases.get(key)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshReason
@@ -14,6 +16,8 @@ from matview_operator.domain.errors import InvalidTarget, Problem
 from matview_operator.domain.secret import ca_from_secret, target_from_secret
 from matview_operator.engine.ports import Key, Secrets
 from matview_operator.engine.registry import Database
+
+_SHARED_SECONDS = 1.0
 
 
 def usable(database: Database | None, key: Key) -> MatviewDatabaseSpec:
@@ -54,13 +58,53 @@ async def resolve(
     return replace(target, destinations=destinations, owner=str(key))
 
 
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class _Shared:
+    """What the Secrets of a database said when a slot last read them, for all slots that work or wait meanwhile."""
+
+    spec: MatviewDatabaseSpec | None = None
+    target: ConnectionTarget | None = None
+    read_at: float = 0.0
+    """On the loop's clock."""
+
+    def within_a_second(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | None:
+        fits = self.spec == spec and asyncio.get_running_loop().time() - self.read_at <= _SHARED_SECONDS
+        return self.target if fits else None
+
+
+class SlotTargets:
+    """Makes the targets of slots. Those that are there at the same time share what one of them read within a second.
+
+    Else a thousand policies of one database that are due at once would read its Secret a thousand times, which is as
+    much work for the API server as their refreshes are for PostgreSQL. What was read goes with the last slot.
+    """
+
+    def __init__(self, *, secrets: Secrets, destinations: Destinations) -> None:
+        self._secrets = secrets
+        self._destinations = destinations
+        self._shared: WeakValueDictionary[Key, _Shared] = WeakValueDictionary()
+
+    def of_slot(self, key: Key) -> SlotTarget:
+        """Return the target of one slot."""
+        shared = self._shared.setdefault(key, _Shared())
+        return SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations, shared=shared)
+
+
 class SlotTarget:
     """Where one slot's views are refreshed: the Secrets are read with the first view, and forgotten with the slot."""
 
-    def __init__(self, *, key: Key, secrets: Secrets, destinations: Destinations) -> None:
+    def __init__(
+        self,
+        *,
+        key: Key,
+        secrets: Secrets,
+        destinations: Destinations,
+        shared: _Shared,
+    ) -> None:
         self.key = key
         self._secrets = secrets
         self._destinations = destinations
+        self._shared = shared
         self._spec: MatviewDatabaseSpec | None = None
         self._kept: ConnectionTarget | Problem | None = None
         self._fresh = False
@@ -68,12 +112,12 @@ class SlotTarget:
 
     async def of(self, spec: MatviewDatabaseSpec) -> ConnectionTarget:
         """Return what was read in this slot, unless the MatviewDatabase changed since; raises Problem."""
-        kept = self._kept if self._spec == spec else None
+        kept = self._kept if self._spec == spec else self._shared.within_a_second(spec)
         self._fresh = kept is None
         if kept is None:
             self.forget()
             kept = await self._read(spec)
-            self._spec, self._kept = spec, kept
+        self._spec, self._kept = spec, kept
         if isinstance(kept, Problem):
             raise kept
         return kept
@@ -84,6 +128,7 @@ class SlotTarget:
             return None
         self._read_again = True
         self.forget()
+        self._shared.target = None
         target = await self.of(spec)
         return None if target == refused else target
 
@@ -92,13 +137,16 @@ class SlotTarget:
         self._kept = None
 
     async def _read(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | Problem:
+        read_at = asyncio.get_running_loop().time()
         try:
-            return await resolve(spec, self.key, self._secrets, self._destinations)
+            target = await resolve(spec, self.key, self._secrets, self._destinations)
         except Problem as problem:
             # What a person must mend holds for the slot's other views; the next may find the API server well again.
             if problem.reason is RefreshReason.CONNECTION_FAILED:
                 raise
             return problem
+        self._shared.spec, self._shared.target, self._shared.read_at = spec, target, read_at
+        return target
 
 
 @contextmanager

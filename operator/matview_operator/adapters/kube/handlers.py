@@ -36,9 +36,23 @@ def watch(registry: kopf.OperatorRegistry, *, intake: Intake, configuration: cli
             intake.database_seen(event["object"])
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """For every event kopf makes a deep copy of the object, to see what changed; none of our handlers asks it."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 def configure(settings: kopf.OperatorSettings) -> None:
     """Switch off what would write to objects, scan the cluster, or keep 5,000 objects' workers."""
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.scanning.disabled = True
+    settings.persistence.diffbase_storage = _NoDiffs()
     settings.networking.request_timeout = 60

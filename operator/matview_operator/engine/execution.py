@@ -1,0 +1,56 @@
+"""One call of the executor, and a second one if the Secret was rotated meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matview_operator.api.database import MatviewDatabaseSpec
+from matview_operator.api.outcome import RefreshReason
+from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
+from matview_operator.domain.connection import ConnectionTarget
+from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.run import Run, group_timeout
+from matview_operator.engine.ports import Executor
+from matview_operator.engine.targets import SlotTarget
+
+_NOT_LET_IN = frozenset(
+    {
+        RefreshReason.AUTHENTICATION_FAILED,
+        RefreshReason.CONNECT_REJECTED,
+        RefreshReason.CONNECTION_FAILED,
+        RefreshReason.TLS_FAILED,
+    }
+)
+"""What a Secret that was rotated within the slot may explain. Nothing was begun on the server."""
+
+
+async def execute(
+    executor: Executor,
+    runs: Sequence[Run],
+    *,
+    where: SlotTarget,
+    spec: MatviewRefreshPolicySpec,
+    database: MatviewDatabaseSpec,
+) -> Sequence[RefreshResult]:
+    """Refresh one view, or a group. Raises Problem if the Secret leads nowhere."""
+    target = await where.of(database)
+    results = await _once(executor, runs, target=target, spec=spec, database=database)
+    if any(result.error_type in _NOT_LET_IN for result in results):
+        other = await where.instead_of(target, spec=database)
+        if other is not None:
+            results = await _once(executor, runs, target=other, spec=spec, database=database)
+    return results
+
+
+async def _once(
+    executor: Executor,
+    runs: Sequence[Run],
+    *,
+    target: ConnectionTarget,
+    spec: MatviewRefreshPolicySpec,
+    database: MatviewDatabaseSpec,
+) -> Sequence[RefreshResult]:
+    if spec.consistency is Consistency.GROUP:
+        seconds = group_timeout(spec, limits=database.limits)
+        return await executor.refresh_group(target=target, runs=runs, timeout_seconds=seconds)
+    return (await executor.refresh(target=target, run=runs[0]),)

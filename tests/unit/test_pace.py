@@ -1,0 +1,206 @@
+"""The least interval between scheduled refreshes of a view, limits.minIntervalSeconds: ten seconds unless written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.unit.ports import COVERED, FAILED, UNKNOWN, at
+from tests.unit.world import World, key, until
+
+from matview_operator.api.database import Bookkeeping
+from matview_operator.api.outcome import RefreshOutcome
+from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.slot import scheduled
+from matview_operator.domain.view import ViewName
+from matview_operator.engine.pace import Pace
+from matview_operator.engine.registry import Registry
+
+pytestmark = pytest.mark.looptime(noop_cycles=3)
+
+
+def every(seconds: int, **fields: Any) -> dict[str, Any]:
+    return {"schedule": {"everySeconds": seconds}, "startingDeadlineSeconds": 300} | fields
+
+
+def of(view: str) -> dict[str, Any]:
+    return {"views": [{"name": view}]}
+
+
+def begun(world: World, view: str = "mv") -> list[float]:
+    """When runs of the view began, in seconds."""
+    return [(call.at - at(0)).total_seconds() for call in world.executor.calls if str(call.run.view) == view]
+
+
+async def test_t7_no_schedule_refreshes_a_view_more_often_than_its_administrator_wants() -> None:
+    async with World() as world:
+        world.database()
+        place = world.policy(**every(5))
+        await until(36)
+        assert begun(world) == [5, 15, 25, 35]
+        # The newest slot is run, the one that waited for it is missed.
+        assert [call.run.due_at for call in world.executor.calls] == [at(5), at(15), at(25), at(35)]
+        assert world.api.status(place)["missedSlots"] == world.metrics.missed[place] == 3
+        assert world.condition(place, "Fresh") == ("True", "Refreshed")
+
+
+async def test_a_slot_that_comes_too_soon_waits_and_is_run() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 40})
+        place = world.policy(**every(30))
+        await until(100)
+        assert [(call.at, call.run.due_at) for call in world.executor.calls] == [(at(30), at(30)), (at(70), at(60))]
+        assert world.metrics.missed == {}
+        assert world.supervisor.budget.waiting == 0
+        await until(115)
+        assert begun(world) == [30, 70, 110]
+        assert world.metrics.missed == {}
+        assert world.condition(place, "Fresh") == ("True", "Refreshed")
+
+
+async def test_several_policies_of_one_view_have_one_interval_and_other_views_their_own() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 20})
+        world.database("other", limits={"minIntervalSeconds": 20})
+        world.policy("a", **every(30), **of("mv"))
+        world.policy("b", **every(45), **of("mv"))
+        world.policy("c", **every(45), **of("mv2"))
+        world.policy("d", **every(45), **of("mv3"), databaseRef={"name": "other"})
+        await until(89)
+        assert begun(world) == [30, 50, 70]
+        assert begun(world, "mv2") == begun(world, "mv3") == [45]
+
+
+async def test_policies_that_are_due_together_do_not_wait_for_each_other_unless_the_first_run_failed() -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 1})
+        world.policy("a", **every(30), **of("mv"))
+        world.policy("b", **every(30), **of("mv"))
+        world.executor.script["mv"] = [None, COVERED, FAILED]  # type: ignore[list-item]  # the first one succeeds
+        await until(40)
+        assert begun(world) == [30, 30.1]
+        await until(75)
+        assert begun(world) == [30, 30.1, 60, 70]
+
+
+async def test_without_a_ledger_to_tell_what_is_covered_policies_that_are_due_together_keep_the_interval() -> None:
+    async with World() as world:
+        world.inspector.facts = {"bookkeeping": Bookkeeping.MISSING}
+        world.database(limits={"maxConcurrentRefreshes": 1})
+        for number in range(4):
+            world.policy(f"p{number}", **every(3600), **of("mv"))
+        world.clock.set_by = at(3580) - at(0)
+        await until(100)
+        assert begun(world) == [3600, 3610, 3620, 3630]
+
+
+async def test_a_schedule_as_often_as_the_interval_allows_is_not_pushed_on_by_its_own_lag() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 10, "maxConcurrentRefreshes": 1})
+        world.policy("a", **every(10), **of("first"))
+        place = world.policy("b", **every(10), **of("mv"))
+        world.executor.seconds = 0.5
+        await until(19)
+        world.policy("a", **every(10, suspend=True), **of("first"))
+        await until(35)
+        assert begun(world) == [10.5, 20, 30]
+        assert world.metrics.missed.get(place) is None
+
+
+async def test_a_request_does_not_wait_but_what_it_ran_counts() -> None:
+    async with World() as world:
+        world.database()
+        place = world.policy(**every(30))
+        await until(27)
+        world.api.annotate(place, "r1")
+        await until(40)
+        world.api.annotate(place, "r2")
+        await until(50)
+        assert begun(world) == [27, 37, 40]
+
+
+async def test_what_refreshed_nothing_does_not_count() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 40})
+        world.policy(**every(30))
+        world.executor.script["mv"] = [COVERED]
+        await until(65)
+        assert begun(world) == [30, 60]
+
+
+async def test_a_slot_that_may_not_wait_so_long_is_missed_and_says_why() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 40})
+        place = world.policy(**every(30, startingDeadlineSeconds=5))
+        await until(66)
+        assert world.condition(place, "Fresh") == ("False", "SlotMissed")
+        (fresh,) = (each for each in world.api.status(place)["conditions"] if each["type"] == "Fresh")
+        assert fresh["message"].endswith("It had to wait for limits.minIntervalSeconds of the MatviewDatabase.")
+        assert begun(world) == [30]
+
+
+async def test_the_interval_outlasts_a_restart() -> None:
+    async with World() as former:
+        former.database(limits={"minIntervalSeconds": 50})
+        former.policy(**every(30))
+        await until(55)
+        await former.crash()
+    async with World(former=former) as world:
+        await until(85)
+        assert begun(world) == [30, 80]
+
+
+async def test_an_interval_that_is_lowered_or_lifted_keeps_nothing_waiting() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 3600})
+        world.policy("a", **every(30))
+        await until(65)
+        world.database(limits={"minIntervalSeconds": 0})
+        await until(69)
+        assert begun(world, "a") == [30, 65]
+
+
+async def test_a_clock_that_is_set_back_makes_nothing_wait_longer_than_the_interval() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 20})
+        place = world.policy(**every(30))
+        world.executor.script["mv"] = [FAILED]
+        await until(31)
+        world.clock.set_by = at(-7200) - at(0)
+        world.api.delete("MatviewRefreshPolicy", place)
+        world.policy("again", **every(15), **of("mv"))
+        await until(80)
+        assert begun(world)[:2] == [30, 45 - 7200]
+
+
+async def test_what_became_of_a_commit_is_asked_at_once_and_told_if_a_window_closes() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 3600})
+        place = world.policy(**every(30))
+        world.executor.script["mv"] = [UNKNOWN]
+        await until(40)
+        assert len(begun(world)) == 2
+        assert world.condition(place, "Fresh") == ("True", "Refreshed")
+    async with World() as world:
+        world.database(windows=[{"kind": "Deny", "cron": "1 12 * * *", "durationSeconds": 600}])
+        place = world.policy(**every(54))
+        world.executor.script["mv"] = [UNKNOWN] * 20
+        await until(100)
+        assert max(begun(world)) < 60
+        assert world.condition(place, "Fresh") == ("False", "CommitUnknown")
+
+
+def test_views_that_no_policy_names_any_more_are_forgotten() -> None:
+    pace, slot = Pace(registry=Registry()), scheduled(at(0), starting_deadline_seconds=60)
+    result = RefreshResult(
+        view_name="mv",
+        tenant_id=None,
+        correlation_id="c",
+        outcome=RefreshOutcome.SUCCESS,
+        started_at=at(0),
+        duration_ms=1,
+        lock_key_debug="",
+    )
+    for number in range(5000):
+        pace.ended(key("db"), ViewName("public", f"mv{number}"), result, slot=slot)
+    assert len(pace._begun) <= 1001
