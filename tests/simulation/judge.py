@@ -202,7 +202,7 @@ class Judge:
     def _check_waiting(self, process: Process, policy: Policy) -> None:
         ground, registry = self._ground, process.supervisor.registry
         timetable, place = policy.timetable, policy.database_key
-        if timetable is None or place is None or process.supervisor.agenda.is_suspended(policy):
+        if timetable is None or place is None or process.supervisor.registry.is_suspended(policy):
             return
         now = ground.clock.now()
         due = timetable.newest_at(now - timedelta(seconds=_TO_BEGIN_SECONDS))

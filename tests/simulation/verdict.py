@@ -42,11 +42,11 @@ class Verdict:
             book = self._accounts.books[policy.ref.uid]
             self._check_request(policy)
             timetable = policy.timetable
-            if timetable is None:
+            if not isinstance(timetable, Timetable):
                 continue
             self._check_books(key, policy, timetable, book)
             agenda = self._process.supervisor.agenda
-            if not agenda.is_suspended(policy):
+            if not self._registry.is_suspended(policy):
                 self._check_service(key, policy, timetable)
                 if key not in agenda.dispatcher._lanes:  # else it may say that it tries again
                     self._check_conditions(key, policy)
