@@ -36,13 +36,15 @@ sandbox: venv ## start the demo's servers, without operator and show
 test: venv ## run all tests, on real servers
 	@$(BIN)/python -m sandbox.parts
 	@$(BIN)/python -m sandbox.controlplane build
-	@failed=; for folder in unit postgres cluster acceptance; do \
+	@failed=; for folder in unit simulation postgres cluster acceptance; do \
 	  $(MAKE) -s run-tests FOLDER=$$folder || failed="$$failed $$folder"; done; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
 
-.PHONY: test-unit test-postgres test-cluster test-acceptance
+.PHONY: test-unit test-simulation test-postgres test-cluster test-acceptance
 test-unit: venv ## run the tests that need no servers
 	@$(MAKE) -s run-tests FOLDER=unit
+test-simulation: venv ## live through 10,000 random histories
+	@$(MAKE) -s run-tests FOLDER=simulation
 test-postgres: venv ## run the tests on PostgreSQL 15, 16 and 18
 	@$(MAKE) -s run-tests FOLDER=postgres
 test-cluster: venv ## run tests on Kubernetes (yours: TEST_CLUSTER=current)
@@ -58,6 +60,7 @@ torture: venv ## try long to break exactly once (SLOTS=20000)
 run-tests:
 	@case $(FOLDER) in \
 	  unit) echo "== tests/unit: pure decisions, no server" ;; \
+	  simulation) echo "== tests/simulation: the engine in virtual time, through random histories" ;; \
 	  postgres) echo "== tests/postgres: PostgreSQL 15, 16 and 18, a database per test, roles without superuser" ;; \
 	  cluster) echo "== tests/cluster: kube-apiserver and etcd, PostgreSQL, the operator as a process" ;; \
 	  acceptance) echo "== tests/acceptance: demo, command line and packages, from end to end" ;; \
@@ -66,6 +69,11 @@ run-tests:
 	@$(BIN)/python -m pytest -q tests/$(FOLDER) \
 	  $(if $(filter postgres,$(FOLDER)),-n 2 --dist worksteal,$(if $(filter cluster,$(FOLDER)),-n 2 --dist loadfile)) \
 	  $(PYTEST)
+
+SEEDS = 1 100000
+.PHONY: simulate
+simulate: venv ## live through SEEDS="FIRST NUMBER", or tell SEEDS=ONE
+	@$(BIN)/python -m tests.simulation $(SEEDS)
 
 CASES = 100000
 .PHONY: fuzz

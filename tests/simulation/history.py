@@ -1,4 +1,4 @@
-"""One history: users who change their minds, processes that die, servers that fail, and an end when all is well again."""
+"""One history: users change their minds, processes die, servers fail, and in the end all is well again."""
 
 from __future__ import annotations
 

@@ -173,7 +173,8 @@ class Judge:
     def _check_policy(self, process: Process, policy: Policy, run: Run) -> None:
         spec = policy.spec
         assert spec is not None  # the caller's condition
-        is_first = (policy.ref.uid, run.slot_id) not in self._begun[process]
+        # A slot whose first view another run covers is begun without a call.
+        is_first = (policy.ref.uid, run.slot_id) not in self._begun[process] and run.view.name == spec.views[0].name
         if self._is_news(process, POLICY, policy.key):
             return
         if is_first and run.due_at is not None:
@@ -181,9 +182,11 @@ class Judge:
             late = (self._ground.clock.now() - deadline).total_seconds()
             waited = self._ground.now - max(self._ground.jumped_at, process.disturbed_at)
             # The Secret is read after the place was given, in the last moment that may be.
-            if late > _TO_READ_SECONDS and waited > spec.starting_deadline_seconds:
+            # A slot that could not read its Secret was begun before, and is tried again.
+            is_again = self._ground.now - process.unread_at.get(policy.key.namespace, -1e9) < _TO_MEND_SECONDS
+            if late > _TO_READ_SECONDS and waited > spec.starting_deadline_seconds and not is_again:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid} {late:.0f} s too late")
-            if run.due_at > self._ground.clock.now() and waited > _TO_BEGIN_SECONDS:
+            if run.due_at > self._ground.clock.now() and not self._ground.clock.set_back:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid} before it is due")
             if spec.suspend:
                 self._ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid}, which is suspended")
@@ -199,7 +202,7 @@ class Judge:
     def _check_waiting(self, process: Process, policy: Policy) -> None:
         ground, registry = self._ground, process.supervisor.registry
         timetable, place = policy.timetable, policy.database_key
-        if timetable is None or place is None or process.supervisor.agenda.is_suspended(policy):
+        if timetable is None or place is None or process.supervisor.registry.is_suspended(policy):
             return
         now = ground.clock.now()
         due = timetable.newest_at(now - timedelta(seconds=_TO_BEGIN_SECONDS))

@@ -54,6 +54,15 @@ class NumberedTask(asyncio.Task[Any]):
         return self is other
 
 
+_ROUNDS_AT_ONCE = 20_000
+_AT_ONCE_SECONDS = 0.001
+"""So often callbacks may call back in such a time; then somebody goes round in circles."""
+
+
+class Busy(Exception):
+    """Something never waits: on a real machine it would take all of a core."""
+
+
 class VirtualLoop(base_events.BaseEventLoop):
     """Jumps to the next timer when nothing is ready. Timers of one instant fire in an order that `random` draws."""
 
@@ -64,6 +73,8 @@ class VirtualLoop(base_events.BaseEventLoop):
     def __init__(self, random: Random) -> None:
         super().__init__()
         self._now = 0.0
+        self._rounds = 0
+        self._round_began = 0.0
         self._random = random
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self.faults: list[str] = []
@@ -77,19 +88,20 @@ class VirtualLoop(base_events.BaseEventLoop):
         return self._now
 
     # As in asyncio, without its checks: half of a history's time would go there.
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]  # with less to say of the arguments
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         """Have it called in the next round."""
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # the same
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Have it called at that time."""
         timer = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._scheduled, timer)
-        timer._scheduled = True  # type: ignore[attr-defined]
+        heapq.heappush(self._scheduled, timer)  # which is not told: nothing is counted here when it is cancelled
         return timer
 
     def after(self, seconds: float, callback: Callable[..., object], *args: Any) -> None:
@@ -110,7 +122,7 @@ class VirtualLoop(base_events.BaseEventLoop):
             for _ in range(2):  # a task group wants to wait for its tasks first
                 with suppress(RuntimeError):
                     if coroutine is not None and task is not asyncio.current_task():
-                        coroutine.close()  # type: ignore[union-attr]
+                        coroutine.close()
         self._tasks.clear()
         self._ready.clear()
         self._scheduled.clear()
@@ -134,29 +146,35 @@ class VirtualLoop(base_events.BaseEventLoop):
         """There are no sockets."""
 
     def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
-        if not ready and not self._stopping:
-            assert scheduled, "everybody waits for nothing"
-            self._now = max(self._now, scheduled[0].when())
-        due: list[asyncio.Handle] = []
-        while scheduled and scheduled[0].when() <= self._now:
-            timer = heapq.heappop(scheduled)
-            timer._scheduled = False  # type: ignore[attr-defined]
-            due.append(timer)
-        if len(due) > 1:
-            self._random.shuffle(due)
-        ready.extend(due)
+        ready = self._ready
+        ready.extend(self._due())
+        if self._now > self._round_began + _AT_ONCE_SECONDS:
+            self._round_began, self._rounds = self._now, 0
+        self._rounds += 1
+        if self._rounds > _ROUNDS_AT_ONCE:
+            raise Busy(f"no time passes, but there is always more to do: {ready}")
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
                 continue
             life = handle._context.get(_LIFE)  # type: ignore[attr-defined]
-            if life is not None:
-                if life.dead:
-                    continue
-                if life.paused:
-                    life.parked.append(handle)
-                    continue
-            handle._run()
+            if life is None or not (life.dead or life.paused):
+                handle._run()
+            elif not life.dead:
+                life.parked.append(handle)
+
+    def _due(self) -> list[asyncio.Handle]:
+        """The timers whose time has come; if there is nothing else to do, it comes now."""
+        scheduled = self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            heapq.heappop(scheduled)
+        if not self._ready and not self._stopping:
+            assert scheduled, "everybody waits for nothing"
+            # Time never stands still: who asks to wait for less than a float can tell waits all the same.
+            self._now = max(self._now + 1e-9, scheduled[0].when())
+        due: list[asyncio.Handle] = []
+        while scheduled and scheduled[0].when() <= self._now:
+            due.append(heapq.heappop(scheduled))
+        if len(due) > 1:
+            self._random.shuffle(due)
+        return due

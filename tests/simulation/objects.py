@@ -37,7 +37,7 @@ class Draw:
         if random.random() < 0.3:
             crons = _CRONS if self._shortest <= 60 else _CRONS[2:]
             return {"cron": random.choice(crons), "timeZone": random.choice(("Etc/UTC", "Asia/Kolkata"))}
-        if random.random() < 0.15:
+        if random.random() < 0.05:
             return {"everySeconds": 20}  # due again while it still runs
         return {"everySeconds": random.choice([each for each in _PERIODS if each >= self._shortest] or [600])}
 

@@ -11,7 +11,7 @@ from random import Random
 
 from tests.simulation.ground import Ground
 from tests.simulation.history import History
-from tests.simulation.loop import VirtualLoop
+from tests.simulation.loop import Busy, VirtualLoop
 
 from matview_operator.engine import timers
 
@@ -67,6 +67,9 @@ def simulate(seed: int, *, tell: bool = False) -> Outcome:
 
     try:
         loop.run_until_complete(live())
+    except Busy as busy:
+        ground.violate(str(busy))
+        loop.close_tasks()
     finally:
         loop.close()
         gc.collect()

@@ -5,25 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import pytest
 from tests.simulation.simulation import simulate, watched
 
-from matview_operator.domain.slot import Slot
-from matview_operator.domain.status import after_missed
-from matview_operator.engine import runner, targets
+from matview_operator.engine import targets
 from matview_operator.engine.agenda import Agenda
+from matview_operator.engine.attempts import Attempts
 from matview_operator.engine.budget import Budget
+from matview_operator.engine.chronicle import Chronicle
 from matview_operator.engine.dispatcher import Dispatcher, _Lane
 from matview_operator.engine.intake import Intake
 from matview_operator.engine.ports import ApiUnavailable, Key, StatusConflict
 from matview_operator.engine.preflight import Preflights
 from matview_operator.engine.registry import Policy
 from matview_operator.engine.reporter import Reporter
-from matview_operator.engine.rounds import Rounds
 from matview_operator.engine.runner import SlotRunner
 from matview_operator.engine.supervisor import Supervisor
 from matview_operator.engine.timers import Timers
@@ -38,15 +36,6 @@ def no_limit_per_database(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Supervisor, "_limit_of", lambda *_: 100)
 
 
-def no_limit_in_all(patch: pytest.MonkeyPatch) -> None:
-    begin = Budget.__init__
-
-    def generous(self: Budget, *, limit_of: Callable[[Key], int], limit_in_all: int) -> None:
-        begin(self, limit_of=lambda key: min(limit_of(key), (limit_in_all + 1) // 2), limit_in_all=1000)
-
-    patch.setattr(Budget, "__init__", generous)
-
-
 def places_that_are_not_handed_on(patch: pytest.MonkeyPatch) -> None:
     leave = Budget._leave
 
@@ -56,17 +45,6 @@ def places_that_are_not_handed_on(patch: pytest.MonkeyPatch) -> None:
             leave(self, *args)
 
     patch.setattr(Budget, "_leave", keep)
-
-
-def the_last_come_first(patch: pytest.MonkeyPatch) -> None:
-    def turn(self: Rounds[Any]) -> Any:
-        self._now |= self._later
-        self._later.clear()
-        member, _ = self._now.popitem(last=True)
-        self._later[member] = None
-        return member
-
-    patch.setattr(Rounds, "turn", turn)
 
 
 def slots_that_are_taken_twice(patch: pytest.MonkeyPatch) -> None:
@@ -81,17 +59,7 @@ def slots_that_are_taken_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def superseded_slots_that_nobody_counts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Agenda, "_superseded", lambda *_: None)
-
-
-def missed_slots_that_no_status_tells(patch: pytest.MonkeyPatch) -> None:
-    superseded = Agenda._superseded
-
-    def untold(self: Agenda, key: Key, slot: Slot) -> None:
-        superseded(self, key, slot)
-        self._registry.policies[key].missed -= 1
-
-    patch.setattr(Agenda, "_superseded", untold)
+    patch.setattr(Chronicle, "superseded", lambda *_: None)
 
 
 def downtime_that_counts_for_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +74,7 @@ def downtime_that_counts_for_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_deadline_that_is_none(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SlotRunner, "_remaining", lambda *_: 1e6)
+    patch.setattr(Attempts, "seconds_for_a_place", lambda *_: None)
 
 
 def two_slots_of_a_policy_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -140,10 +108,6 @@ def versions_of_the_dead(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Supervisor, "forget_policy", kept)
 
 
-def deletions_that_nobody_prunes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Intake, "prune", lambda *_, **__: None)
-
-
 def statuses_that_an_outage_loses(patch: pytest.MonkeyPatch) -> None:
     write = Reporter._write
 
@@ -173,33 +137,6 @@ def statuses_that_a_conflict_loses(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reporter, "__init__", careless)
 
 
-def statuses_that_fall_back(patch: pytest.MonkeyPatch) -> None:
-    def forgetful(status: Any, *, count: int, newest: datetime | None = None) -> Any:
-        return after_missed(status, count=count, newest=newest).model_copy(update={"missed_slots": count})
-
-    patch.setattr("matview_operator.engine.agenda.after_missed", forgetful)
-
-
-def requests_that_are_answered_again(patch: pytest.MonkeyPatch) -> None:
-    consider = Agenda.consider_request
-
-    def forgetful(self: Agenda, policy: Policy) -> None:
-        status = policy.status
-        policy.status = status.model_copy(update={"last_handled_request": None})
-        consider(self, policy)
-        policy.status = status
-
-    patch.setattr(Agenda, "consider_request", forgetful)
-
-    async def work(self: Agenda, key: Key, slot: Slot) -> None:
-        policy = self._registry.policies[key]
-        report = await self._runner.run(policy, slot)
-        if report is not None and self._registry.policies.get(key) is policy:
-            self._finished(policy, report, begun_as=policy, missed=0)
-
-    patch.setattr(Agenda, "_work", work)
-
-
 def requests_that_get_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Agenda, "consider_request", lambda *_: None)
 
@@ -208,18 +145,6 @@ def rows_of_another_tenant(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         SlotRunner, "_allowed", lambda self, _, __, key: targets.usable(self._registry.databases.get(key), key)
     )
-
-
-def a_database_that_is_suspended_in_vain(patch: pytest.MonkeyPatch) -> None:
-    def usable(database: Any, key: Key) -> Any:
-        awake = (
-            None if database is None or database.spec is None else database.spec.model_copy(update={"suspend": False})
-        )
-        return targets.usable(database if awake is None else replace(database, spec=awake), key)
-
-    patch.setattr(runner, "usable", usable)
-    patch.setattr(Agenda, "is_suspended", lambda _, policy: policy.spec is not None and policy.spec.suspend)
-    patch.setattr(Agenda, "stop", lambda *_: None)
 
 
 def timers_that_fire_once(patch: pytest.MonkeyPatch) -> None:
@@ -256,26 +181,19 @@ def runs_that_a_shutdown_leaves_behind(patch: pytest.MonkeyPatch) -> None:
 
 BREAKS: dict[Break, str] = {
     no_limit_per_database: "views of .* at once, not",
-    no_limit_in_all: "views at once, not",
     places_that_are_not_handed_on: "does not begin|lets .* wait|was due at",
-    the_last_come_first: "lets .* wait while",
     slots_that_are_taken_twice: "begins .* again, though|owed .* slots until",
     superseded_slots_that_nobody_counts: "owed .* slots until",
-    missed_slots_that_no_status_tells: "and the metric|owed .* slots until",
     downtime_that_counts_for_nothing: "owed .* slots until",
     a_deadline_that_is_none: "s too late",
     two_slots_of_a_policy_at_once: "at once",
     lanes_that_stay: "lanes, where",
     versions_of_the_dead: "versions",
-    deletions_that_nobody_prunes: "the operator knows .*, but there are",
     statuses_that_an_outage_loses: "is not what the operator holds",
     statuses_that_a_conflict_loses: "is not what the operator holds",
-    statuses_that_fall_back: "missedSlots of .* falls|owed .* slots until|and the metric",
-    requests_that_are_answered_again: "begins request:.* again",
     requests_that_get_lost: "does not answer",
     rows_of_another_tenant: "which another tenant names",
-    a_database_that_is_suspended_in_vain: "which is suspended",
-    timers_that_fire_once: "does not begin the slot|was due at",
+    timers_that_fire_once: "does not begin the slot|due at",
     a_timer_loop_that_ends: "is not healthy",
     problems_that_are_looked_at_once: "is well, and says",
     runs_that_a_shutdown_leaves_behind: "left .* runs on their servers",

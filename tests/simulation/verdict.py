@@ -42,11 +42,11 @@ class Verdict:
             book = self._accounts.books[policy.ref.uid]
             self._check_request(policy)
             timetable = policy.timetable
-            if timetable is None:
+            if not isinstance(timetable, Timetable):
                 continue
             self._check_books(key, policy, timetable, book)
             agenda = self._process.supervisor.agenda
-            if not agenda.is_suspended(policy):
+            if not self._registry.is_suspended(policy):
                 self._check_service(key, policy, timetable)
                 if key not in agenda.dispatcher._lanes:  # else it may say that it tries again
                     self._check_conditions(key, policy)
@@ -103,7 +103,10 @@ class Verdict:
         latest = min(_LATEST_OF_ALL_SECONDS, _LATEST_SECONDS + self._all_seconds())
         newest, last = timetable.newest_at(now - timedelta(seconds=latest)), status.last_slot_time
         is_handled = last is not None and last >= newest
-        if newest > policy.created_at and not is_handled and not self._is_forgiven(policy, newest):
+        is_pending = (
+            key in self._process.supervisor.agenda.dispatcher._lanes
+        )  # it may be tried again until the next one
+        if newest > policy.created_at and not (is_handled or is_pending or self._is_forgiven(policy, newest)):
             self._ground.violate(f"{key} was due at {newest}, and its last slot is {last}")
         if last is not None and last >= timetable.newest_at(now):
             following = timetable.next_after(max(now, last))
