@@ -44,7 +44,8 @@ class Verdict:
             timetable = policy.timetable
             if not isinstance(timetable, Timetable):
                 continue
-            self._check_books(key, policy, timetable, book)
+            if policy.ref not in self._process.supervisor.reporter._pending:  # statuses may wait for runs
+                self._check_books(key, policy, timetable, book)
             agenda = self._process.supervisor.agenda
             if not self._registry.is_suspended(policy):
                 self._check_service(key, policy, timetable)
