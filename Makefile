@@ -67,7 +67,7 @@ run-tests:
 	esac
 	@# Two at a time where tests mostly wait for servers; each of the two has its own.
 	@$(BIN)/python -m pytest -q tests/$(FOLDER) \
-	  $(if $(filter postgres,$(FOLDER)),-n 2 --dist worksteal,$(if $(filter cluster,$(FOLDER)),-n 2 --dist loadfile)) \
+	  $(if $(filter postgres simulation,$(FOLDER)),-n 2 --dist worksteal,$(if $(filter cluster,$(FOLDER)),-n 2 --dist loadfile)) \
 	  $(PYTEST)
 
 SEEDS = 1 100000

@@ -212,9 +212,7 @@ def only_errors() -> Iterator[None]:
 def test_a_rule_that_is_broken_is_seen(broken: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     broken(monkeypatch)
     for seed in range(HISTORIES):
-        outcome = simulate(seed)
-        text = " ".join(outcome.violations)
-        if outcome.violations:
-            assert re.search(BREAKS[broken], text), f"seed {seed}: {text}"
+        # One broken rule breaks others, and which is seen first is chance.
+        if re.search(BREAKS[broken], " ".join(simulate(seed).violations)):
             return
     pytest.fail(f"{HISTORIES} histories did not show it")
