@@ -51,6 +51,7 @@ from matview_operator.engine.ports import Key, ObjectRef, SystemClock
 from matview_operator.engine.registry import Database as KnownDatabase
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.targets import Targets
 from matview_operator.engine.turns import Turns
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ class Target:
         self.runner = SlotRunner(
             registry=self.registry,
             executor=Refresher(self.pool),
-            secrets=self.secrets,
-            destinations=Destinations.read(["127.0.0.0/8"]),
+            targets=Targets(secrets=self.secrets, destinations=Destinations.read(["127.0.0.0/8"])),
             budget=budget,
             flights=Flights(budget=budget, clock=SystemClock()),
             pauses=Pauses(),

@@ -154,6 +154,8 @@ class VirtualLoop(base_events.BaseEventLoop):
         if self._rounds > _ROUNDS_AT_ONCE:
             raise Busy(f"no time passes, but there is always more to do: {ready}")
         for _ in range(len(ready)):
+            if not ready:
+                break  # this was the last step
             handle = ready.popleft()
             if handle._cancelled:
                 continue

@@ -18,7 +18,7 @@ from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.domain.server import ServerFacts
 from matview_operator.domain.view import ViewName
-from matview_operator.engine.ports import Key
+from matview_operator.engine.ports import Key, SecretUnread
 
 EPOCH = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 """When virtual time begins: a full hour, so that every usual interval has a slot at it."""
@@ -233,6 +233,8 @@ class MemorySecrets:
     reads: Counter[Key] = field(default_factory=Counter)
     unanswered: int = 0
     """How many of the next reads the API server does not answer."""
+    silent_seconds: float = 0
+    """For so long it says nothing before that."""
 
     async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
         await asyncio.sleep(0)
@@ -240,7 +242,8 @@ class MemorySecrets:
         self.reads[key] += 1
         if self.unanswered:
             self.unanswered -= 1
-            raise Problem(RefreshReason.CONNECTION_FAILED, f"Secret {name} could not be read.")
+            await asyncio.sleep(self.silent_seconds)
+            raise SecretUnread(RefreshReason.CONNECTION_FAILED, f"Secret {name} could not be read.")
         if key not in self.data:
             raise Problem(RefreshReason.SECRET_NOT_FOUND, f"There is no Secret {name}; correct {field}.")
         return {part: value.encode() for part, value in self.data[key].items()}

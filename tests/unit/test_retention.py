@@ -17,6 +17,7 @@ from matview_operator.domain.errors import Problem
 from matview_operator.engine.ports import Key, ObjectRef
 from matview_operator.engine.registry import Database, Registry
 from matview_operator.engine.retention import DAY_SECONDS, ROUND_SECONDS, Retention
+from matview_operator.engine.targets import Targets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,7 +40,9 @@ async def pruning(*names: str, **spec: Any) -> AsyncIterator[tuple[MemoryPruner,
             spec=MatviewDatabaseSpec.model_validate({"secretRef": {"name": name}, "sslMode": "disable"} | spec),
             status=MatviewDatabaseStatus(),
         )
-    retention = Retention(registry=registry, pruner=pruner, secrets=secrets, destinations=Destinations(), keep_days=30)
+    retention = Retention(
+        registry=registry, pruner=pruner, targets=Targets(secrets=secrets, destinations=Destinations()), keep_days=30
+    )
     task = asyncio.create_task(retention.run())
     yield pruner, registry
     assert not task.done()

@@ -44,6 +44,7 @@ from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import ObjectRef
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.targets import Targets
 from matview_operator.engine.turns import Turns
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
@@ -68,8 +69,7 @@ class Runs:
         self.runner = SlotRunner(
             registry=self.registry,
             executor=self.executor,
-            secrets=self.secrets,
-            destinations=Destinations(),
+            targets=Targets(secrets=self.secrets, destinations=Destinations()),
             budget=self.budget,
             pauses=self.pauses,
             metrics=MemoryMetrics(),

@@ -12,7 +12,7 @@ from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.conditions import Transition
 from matview_operator.domain.connection import ConnectionTarget
-from matview_operator.domain.errors import MatviewError
+from matview_operator.domain.errors import MatviewError, Problem
 from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
@@ -55,6 +55,10 @@ class ApiUnavailable(MatviewError):
         super().__init__(message)
         self.retry_after = retry_after
         """Seconds, if the server named them."""
+
+
+class SecretUnread(Problem):
+    """The API server could not be asked for a Secret."""
 
 
 class StatusConflict(MatviewError):
@@ -105,10 +109,13 @@ class Pruner(Protocol):
 
 
 class Secrets(Protocol):
-    """Reads one Secret at use and keeps nothing; a slot of a policy is one use, whatever number of views it has."""
+    """Reads one Secret at use and keeps nothing."""
 
     async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
-        """Return the data, decoded from base64; raises Problem. `field` of the MatviewDatabase holds the name."""
+        """Return the data, decoded from base64; raises Problem, SecretUnread if the API server does not answer.
+
+        `field` of the MatviewDatabase holds the name.
+        """
         ...
 
 

@@ -10,17 +10,16 @@ from matview_operator.api.database import CHECK_INTERVAL_SECONDS, MatviewDatabas
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Consistency
 from matview_operator.domain.conditions import LEDGER_NOT_USED, READY, Statement, merge, not_ready
-from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.server import ServerFacts, ledger_advice, search_path_advice, version_advice
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.order import Order
-from matview_operator.engine.ports import Clock, Inspector, Key, Secrets
+from matview_operator.engine.ports import Clock, Inspector, Key
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.reporter import Reporter
-from matview_operator.engine.targets import resolve, usable
+from matview_operator.engine.targets import Targets, usable
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,7 @@ class Preflights:
         *,
         registry: Registry,
         inspector: Inspector,
-        secrets: Secrets,
-        destinations: Destinations,
+        targets: Targets,
         reporter: Reporter,
         clock: Clock,
         judged: Callable[[Policy], None],
@@ -49,8 +47,7 @@ class Preflights:
         """`judged` is told when a policy's problem or note was found anew."""
         self._registry = registry
         self._inspector = inspector
-        self._secrets = secrets
-        self._destinations = destinations
+        self._targets = targets
         self._reporter = reporter
         self._clock = clock
         self._judged = judged
@@ -121,7 +118,7 @@ class Preflights:
         problem: Problem | None = None
         try:
             spec = usable(database, key)
-            target = await resolve(spec, key, self._secrets, self._destinations)
+            target = await self._targets.resolve(spec, key)
             inspection = await self._inspector.inspect(
                 target=target,
                 checks=(check for each in checks.values() for check in each.values()),

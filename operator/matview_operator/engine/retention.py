@@ -6,11 +6,10 @@ import asyncio
 import logging
 
 from matview_operator.api.outcome import RefreshReason
-from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import Problem
-from matview_operator.engine.ports import Key, Pruner, Secrets
+from matview_operator.engine.ports import Key, Pruner
 from matview_operator.engine.registry import Registry
-from matview_operator.engine.targets import resolve, usable
+from matview_operator.engine.targets import Targets, usable
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +24,10 @@ _OWN = frozenset({RefreshReason.PERMISSION_DENIED, RefreshReason.TIMEOUT})
 class Retention:
     """Remembers in memory when a database was last pruned: after a restart it happens once more, which does no harm."""
 
-    def __init__(
-        self, *, registry: Registry, pruner: Pruner, secrets: Secrets, destinations: Destinations, keep_days: int
-    ) -> None:
+    def __init__(self, *, registry: Registry, pruner: Pruner, targets: Targets, keep_days: int) -> None:
         self._registry = registry
         self._pruner = pruner
-        self._secrets = secrets
-        self._destinations = destinations
+        self._targets = targets
         self._keep_days = keep_days
         self._due: dict[str, float] = {}
         """By UID, on the loop's clock, which nobody sets."""
@@ -54,7 +50,7 @@ class Retention:
         try:
             # Superusers are refused as for a refresh, by the same setting.
             spec = usable(database, key)
-            target = await resolve(spec, key, self._secrets, self._destinations)
+            target = await self._targets.resolve(spec, key)
             await self._pruner.prune(target=target, keep_days=self._keep_days, allow_superuser=spec.allow_superuser)
             again = DAY_SECONDS
         except Problem as problem:

@@ -13,7 +13,6 @@ from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
-from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import MatviewError, Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
@@ -28,10 +27,10 @@ from matview_operator.engine.flights import Flights, SharedView
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.lines import Blame
 from matview_operator.engine.pauses import Pauses
-from matview_operator.engine.ports import Clock, Executor, Key, Metrics, Secrets
+from matview_operator.engine.ports import Clock, Executor, Key, Metrics
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runs import run_of
-from matview_operator.engine.targets import SlotTarget, SlotTargets, usable
+from matview_operator.engine.targets import SlotTarget, SlotTargets, Targets, usable
 from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -53,8 +52,7 @@ class SlotRunner:
         *,
         registry: Registry,
         executor: Executor,
-        secrets: Secrets,
-        destinations: Destinations,
+        targets: Targets,
         budget: Budget,
         pauses: Pauses,
         metrics: Metrics,
@@ -66,7 +64,7 @@ class SlotRunner:
     ) -> None:
         self._registry = registry
         self._executor = executor
-        self._targets = SlotTargets(secrets=secrets, destinations=destinations)
+        self._targets = SlotTargets(targets)
         self._budget = budget
         self._pauses = pauses
         self._metrics = metrics

@@ -33,6 +33,7 @@ from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.retention import Retention
 from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.targets import Targets
 from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -68,14 +69,14 @@ class Supervisor:
         self.flights = Flights(budget=self.budget, clock=clock)
         self.order = Order(registry=registry)
         self.turns = turns = Turns(registry=registry, order=self.order, clock=clock)
+        targets = Targets(secrets=secrets, destinations=destinations)
         self.reporter = Reporter(
             registry=registry, writer=writer, events=events, random=random, gone=self._gone, may_wait=self._may_wait
         )
         self.preflights = Preflights(
             registry=registry,
             inspector=inspector,
-            secrets=secrets,
-            destinations=destinations,
+            targets=targets,
             reporter=self.reporter,
             clock=clock,
             judged=self._judged,
@@ -88,8 +89,7 @@ class Supervisor:
             runner=SlotRunner(
                 registry=registry,
                 executor=executor,
-                secrets=secrets,
-                destinations=destinations,
+                targets=targets,
                 budget=self.budget,
                 pauses=self.pauses,
                 metrics=metrics,
@@ -110,8 +110,7 @@ class Supervisor:
         self.retention = Retention(
             registry=registry,
             pruner=pruner,
-            secrets=secrets,
-            destinations=destinations,
+            targets=targets,
             keep_days=ledger_keep_days,
         )
         self._tasks: list[asyncio.Task[None]] = []

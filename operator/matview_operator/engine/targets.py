@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,9 +15,14 @@ from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import InvalidTarget, Problem
 from matview_operator.domain.secret import ca_from_secret, target_from_secret
-from matview_operator.engine.ports import Key, Secrets
+from matview_operator.engine.ports import Key, Secrets, SecretUnread
 from matview_operator.engine.registry import Database
 
+log = logging.getLogger(__name__)
+
+REMEMBERED_SECONDS = 900.0
+_PATIENCE_SECONDS = 3.0
+"""With the API server, where there is something to go on with."""
 _SHARED_SECONDS = 1.0
 
 
@@ -58,6 +64,51 @@ async def resolve(
     return replace(target, destinations=destinations, owner=str(key))
 
 
+class Targets:
+    """Reads the Secrets of databases, and remembers where they led for when the API server cannot be asked.
+
+    Refreshes go on through an outage of ten minutes: at least every five, a preflight has read the Secrets before it.
+    What is remembered serves nothing else, and is forgotten a quarter of an hour after it was read.
+    """
+
+    def __init__(self, *, secrets: Secrets, destinations: Destinations) -> None:
+        self._secrets = secrets
+        self._destinations = destinations
+        self._remembered: dict[Key, tuple[MatviewDatabaseSpec, ConnectionTarget]] = {}
+        self._expiries: dict[Key, asyncio.TimerHandle] = {}
+
+    async def resolve(self, spec: MatviewDatabaseSpec, key: Key) -> ConnectionTarget:
+        """Where the database is, as its Secrets say now; raises Problem."""
+        known, remembered = self._remembered.get(key, (None, None))
+        patience = _PATIENCE_SECONDS if remembered is not None and known == spec else None
+        try:
+            async with asyncio.timeout(patience):
+                target = await resolve(spec, key, self._secrets, self._destinations)
+        except (SecretUnread, TimeoutError):
+            if remembered is None or known != spec:
+                raise
+            log.warning(
+                "the API server cannot be asked for the Secret of %s; what it said last is used",
+                key,
+                extra={"action": "secret_unread", "database": str(key)},
+            )
+            return remembered
+        except Problem:
+            self._forget(key)
+            raise
+        self._forget(key)
+        self._remembered[key] = spec, target
+        loop = asyncio.get_running_loop()
+        self._expiries[key] = loop.call_later(REMEMBERED_SECONDS, self._forget, key)
+        return target
+
+    def _forget(self, key: Key) -> None:
+        self._remembered.pop(key, None)
+        expiry = self._expiries.pop(key, None)
+        if expiry is not None:
+            expiry.cancel()
+
+
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class _Shared:
     """What the Secrets of a database said when a slot last read them, for all slots that work or wait meanwhile."""
@@ -79,31 +130,22 @@ class SlotTargets:
     much work for the API server as their refreshes are for PostgreSQL. What was read goes with the last slot.
     """
 
-    def __init__(self, *, secrets: Secrets, destinations: Destinations) -> None:
-        self._secrets = secrets
-        self._destinations = destinations
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
         self._shared: WeakValueDictionary[Key, _Shared] = WeakValueDictionary()
 
     def of_slot(self, key: Key) -> SlotTarget:
         """Return the target of one slot."""
         shared = self._shared.setdefault(key, _Shared())
-        return SlotTarget(key=key, secrets=self._secrets, destinations=self._destinations, shared=shared)
+        return SlotTarget(key=key, targets=self._targets, shared=shared)
 
 
 class SlotTarget:
     """Where one slot's views are refreshed: the Secrets are read with the first view, and forgotten with the slot."""
 
-    def __init__(
-        self,
-        *,
-        key: Key,
-        secrets: Secrets,
-        destinations: Destinations,
-        shared: _Shared,
-    ) -> None:
+    def __init__(self, *, key: Key, targets: Targets, shared: _Shared) -> None:
         self.key = key
-        self._secrets = secrets
-        self._destinations = destinations
+        self._targets = targets
         self._shared = shared
         self._spec: MatviewDatabaseSpec | None = None
         self._kept: ConnectionTarget | Problem | None = None
@@ -139,7 +181,7 @@ class SlotTarget:
     async def _read(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | Problem:
         read_at = asyncio.get_running_loop().time()
         try:
-            target = await resolve(spec, self.key, self._secrets, self._destinations)
+            target = await self._targets.resolve(spec, self.key)
         except Problem as problem:
             # What a person must mend holds for the slot's other views; the next may find the API server well again.
             if problem.reason is RefreshReason.CONNECTION_FAILED:

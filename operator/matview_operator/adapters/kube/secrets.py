@@ -12,7 +12,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from matview_operator.adapters.kube.client import REQUEST_SECONDS, api_errors
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.errors import Problem
-from matview_operator.engine.ports import ApiUnavailable
+from matview_operator.engine.ports import ApiUnavailable, SecretUnread
 
 _NOT_FOUND = 404
 _FORBIDDEN = 403
@@ -33,7 +33,7 @@ class SecretReader:
             with api_errors():
                 secret = await self._core.read_namespaced_secret(name, namespace, _request_timeout=REQUEST_SECONDS)
         except ApiUnavailable as error:
-            raise Problem(
+            raise SecretUnread(
                 RefreshReason.CONNECTION_FAILED, f"Secret {name} could not be read: {error}. It is tried again."
             ) from None
         except ApiException as error:

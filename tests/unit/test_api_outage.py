@@ -1,0 +1,60 @@
+"""The API server is gone: what is due goes on by the Secrets as they were read last, for a while."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.ports import at
+from tests.unit.world import DATABASE, World, until
+
+from matview_operator.engine.targets import REMEMBERED_SECONDS
+
+pytestmark = pytest.mark.looptime(noop_cycles=3)
+
+FOR_EVER = 1_000_000
+
+
+@pytest.mark.parametrize("silent_seconds", [0, 15])
+async def test_slots_go_on_while_the_api_server_cannot_be_asked_for_a_secret(silent_seconds: float) -> None:
+    async with World() as world:
+        world.database()
+        place = world.policy()
+        await until(45)
+        world.secrets.unanswered, world.secrets.silent_seconds = FOR_EVER, silent_seconds
+        await until(640)
+        assert [call.at for call in world.executor.calls] == [
+            at(30),
+            *[at(30 * number + min(3, silent_seconds)) for number in range(2, 22)],
+        ]
+        assert world.api.status(place)["consecutiveFailures"] == 0
+
+
+async def test_a_secret_is_remembered_for_a_quarter_of_an_hour() -> None:
+    async with World() as world:
+        world.database()
+        place = world.policy(schedule={"everySeconds": 300})
+        await until(310)
+        world.secrets.unanswered = FOR_EVER
+        await until(300 + REMEMBERED_SECONDS - 10)
+        assert [call.at for call in world.executor.calls] == [at(300), at(600), at(900)]
+        await until(300 + REMEMBERED_SECONDS + 90)
+        assert len(world.executor.calls) == 3
+        (view,) = world.api.status(place)["views"]
+        assert (view["outcome"], view["reason"]) == ("FAILED", "ConnectionFailed")
+
+
+@pytest.mark.parametrize("what", ["another Secret", "a Secret that was deleted before"])
+async def test_what_is_remembered_is_of_the_database_as_it_is_now(what: str) -> None:
+    async with World() as world:
+        place = world.database()
+        world.policy(retry={"limit": 0})
+        await until(45)
+        if what == "another Secret":
+            world.secrets.unanswered = FOR_EVER
+            stored = world.api.objects[DATABASE, place]["spec"]
+            world.api.put(DATABASE, place, stored | {"secretRef": {"name": "other"}})
+        else:
+            del world.secrets.data[place]
+            await until(65)
+            world.secrets.unanswered = FOR_EVER
+        await until(95)
+        assert [call.at for call in world.executor.calls] == [at(30)]
