@@ -123,7 +123,7 @@ class Judge:
             ("unwell policies", len(agenda._recoveries._unwell), len(uids)),
             ("questions", len(supervisor.preflights._asked), len(known)),
         ):
-            if held > most:
+            if held > most and not (what == "stopping runs" and process.is_stopping):
                 self._ground.violate(f"{process} keeps {held} {what}, where {most} are enough")
         if not supervisor.healthy() and self._is_undisturbed(process):
             self._ground.violate(f"{process} is not healthy")
@@ -193,7 +193,8 @@ class Judge:
         rivals = [
             other
             for other in process.supervisor.registry.policies.values()
-            if other.database_key == policy.database_key and other.lock_token != policy.lock_token
+            # The run may be of the policy as it was.
+            if other.database_key == policy.database_key and other is not policy and other.lock_token != run.lock_token
             if other.spec is not None and any(view.name == run.view.name for view in other.spec.views)
         ]
         if rivals and not any(self._is_news(process, POLICY, rival.key) for rival in rivals):

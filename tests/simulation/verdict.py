@@ -110,7 +110,7 @@ class Verdict:
         if newest > policy.created_at and not (is_handled or is_pending or self._is_forgiven(policy, newest)):
             self._ground.violate(f"{key} was due at {newest}, and its last slot is {last}")
         if last is not None and last >= timetable.newest_at(now):
-            following = timetable.next_after(max(now, last))
+            following = timetable.next_after(max(now, last, policy.taken_until))  # a clock may have been set back
             if status.next_slot_time != following:
                 self._ground.violate(f"{key} says after {last} that it is due at {status.next_slot_time}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshReason
@@ -31,13 +31,19 @@ async def execute(
     where: SlotTarget,
     spec: MatviewRefreshPolicySpec,
     database: MatviewDatabaseSpec,
+    check: Callable[[], object],
 ) -> Sequence[RefreshResult]:
-    """Refresh one view, or a group. Raises Problem if the Secret leads nowhere."""
+    """Refresh one view, or a group. Raises Problem if the Secret leads nowhere, and what `check` raises.
+
+    It is asked last of all: reading a Secret may take seconds.
+    """
     target = await where.of(database)
+    check()
     results = await _once(executor, runs, target=target, spec=spec, database=database)
     if any(result.error_type in _NOT_LET_IN for result in results):
         other = await where.instead_of(target, spec=database)
         if other is not None:
+            check()
             results = await _once(executor, runs, target=other, spec=spec, database=database)
     return results
 

@@ -212,14 +212,18 @@ class SlotRunner:
         try:
             self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
             run, view = self._run_of(policy, spec, views[0], slot), self._shared(spec, views[0], key)
-            async with self._flights.seat(key, run, slot, shared=view, seconds=seconds) as seat:
-                self._may_begin(policy, slot, first=first, again=again)
+
+            def check() -> MatviewDatabaseSpec:
                 # Asked anew: while it waited, the database may have been suspended or a rival may have come.
-                database = self._allowed(policy, spec, key)
+                self._may_begin(policy, slot, first=first, again=again)
+                return self._allowed(policy, spec, key)
+
+            async with self._flights.seat(key, run, slot, shared=view, seconds=seconds) as seat:
+                database = check()
                 if seat.known is not None:
                     return [seat.known]
                 runs = [self._run_of(policy, spec, view, slot) for view in views]
-                results = await execute(self._executor, runs, where=where, spec=spec, database=database)
+                results = await execute(self._executor, runs, where=where, spec=spec, database=database, check=check)
                 self._holds.ended(key, zip((run.view for run in runs), results, strict=True), slot=slot)
                 seat.result = results[0]
                 return results
@@ -228,9 +232,13 @@ class SlotRunner:
             return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
 
     def _may_begin(self, policy: Policy, slot: Slot, *, first: bool, again: bool) -> None:
-        """Raises _PolicyChanged or _Held of a slot, NoPlace of another attempt at a view: the one before is told."""
+        """Raises _PolicyChanged or _Held of a slot, NoPlace of one that is late, and of another attempt at a view: then
+        the one before is told.
+        """
         if first and self._registry.policies.get(policy.key) is not policy:
             raise _PolicyChanged
+        if first and slot.request is None and self._clock.now() > slot.deadline:
+            raise NoPlace
         if first and self._holds.until(policy, slot) is not None:
             raise _Held
         if again and self._holds.closed_until(policy) is not None:
