@@ -231,13 +231,15 @@ class MemorySecrets:
     data: dict[Key, Mapping[str, str]] = field(default_factory=dict)
     """By name; values as text."""
     reads: Counter[Key] = field(default_factory=Counter)
+    seconds: float = 0
+    """How long a read takes."""
     unanswered: int = 0
     """How many of the next reads the API server does not answer."""
     silent_seconds: float = 0
     """For so long it says nothing before that."""
 
     async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.seconds)
         key = Key(namespace, name)
         self.reads[key] += 1
         if self.unanswered:

@@ -1,10 +1,10 @@
-"""The API server is gone: what is due goes on by the Secrets as they were read last, for a while."""
+"""The API server is gone: what is due goes on by the Secrets as they were read last, for a while. Or it is slow."""
 
 from __future__ import annotations
 
 import pytest
 from tests.unit.ports import at
-from tests.unit.world import DATABASE, World, until
+from tests.unit.world import DATABASE, World, key, until
 
 from matview_operator.engine.targets import REMEMBERED_SECONDS
 
@@ -58,3 +58,33 @@ async def test_what_is_remembered_is_of_the_database_as_it_is_now(what: str) -> 
             world.secrets.unanswered = FOR_EVER
         await until(95)
         assert [call.at for call in world.executor.calls] == [at(30)]
+
+
+# It answers, after a long time.
+
+
+async def test_a_slot_whose_deadline_passes_while_its_secret_is_read_is_missed() -> None:
+    async with World() as world:
+        world.database()
+        place = world.policy(startingDeadlineSeconds=2)
+        await until(20)
+        world.secrets.seconds = 1.9
+        await until(35)
+        assert [call.at for call in world.executor.calls] == [at(31.9)]
+        world.secrets.seconds = 2.1
+        await until(65)
+        assert len(world.executor.calls) == 1
+        assert world.condition(place, "Fresh") == ("False", "SlotMissed")
+
+
+async def test_a_rival_that_comes_while_the_secret_is_read_is_seen() -> None:
+    async with World() as world:
+        world.database()
+        place = world.policy(isolation="Tenant", tenantId="a")
+        await until(20)
+        world.secrets.seconds = 2
+        await until(31)
+        world.policy("other", isolation="Tenant", tenantId="b", views=[{"name": "mv"}])
+        await until(40)
+        assert world.executor.calls == []
+        assert world.condition(place, "Fresh") == ("False", "SharedView")
