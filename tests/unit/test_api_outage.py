@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.unit.ports import at
-from tests.unit.world import DATABASE, World, key, until
+from tests.unit.world import DATABASE, World, until
 
 from matview_operator.engine.targets import REMEMBERED_SECONDS
 
