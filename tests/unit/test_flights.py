@@ -255,13 +255,21 @@ async def test_a_hung_run_holds_its_followers_no_longer_than_their_own_would_tak
     async with World() as world:
         world.database()
         world.executor.hung_hosts.add("db")
-        patient = world.policy("a", tenantId="a", views=[{"name": "v", "timeoutSeconds": 3000}])
-        hasty = world.policy("b", tenantId="b", views=[{"name": "v", "timeoutSeconds": 100}])
-        await until(134)
+        fields: dict[str, Any] = {
+            "schedule": {"everySeconds": 1200},
+            "startingDeadlineSeconds": 200,
+            "retry": {"limit": 0},
+        }
+        patient = world.policy("a", tenantId="a", views=[{"name": "v", "timeoutSeconds": 3000}], **fields)
+        hasty = world.policy("b", tenantId="b", views=[{"name": "v", "timeoutSeconds": 100}], **fields)
+        late = fields | {"startingDeadlineSeconds": 20}
+        too_late = world.policy("c", tenantId="c", views=[{"name": "v", "timeoutSeconds": 100}], **late)
+        await until(1304)
         assert len(world.executor.calls) == 1
-        await until(136)
-        assert [call.at for call in world.executor.calls] == [at(30), at(135)]
-        await until(240)
+        await until(1306)
+        assert [call.at for call in world.executor.calls] == [at(1200), at(1305)]
+        assert world.condition(too_late, "Fresh") == ("False", "SlotMissed")
+        await until(1410)
         assert told(world, hasty) == [("FAILED", "Timeout")]
         assert told(world, patient) == []
 
