@@ -84,9 +84,10 @@ class Judge:
                 ground.violate(f"{process} works on {run.slot_id} and {theirs.slot_id} of {uid} at once")
             if theirs.policy_uid == run.policy_uid and {each.view for each in other.runs} & {run.view}:
                 ground.violate(f"{process} refreshes {run.view} of {uid} twice at once")
-        for each in call.runs:
-            if (uid, each.slot_id, str(each.view)) in self._done.get(process, ()):
-                ground.violate(f"{process} begins {each.slot_id} of {uid} again, though {each.view} was done for it")
+        done = [each for each in call.runs if (uid, each.slot_id, str(each.view)) in self._done.get(process, ())]
+        # A policy may become a group in the middle of a slot: one that is settled in part is refreshed again.
+        for each in done if len(done) == len(call.runs) else ():
+            ground.violate(f"{process} begins {each.slot_id} of {uid} again, though {each.view} was done for it")
         policy = next((known for known in self._known(process) if known.ref.uid == uid), None)
         if policy is not None and policy.spec is not None:
             self._check_policy(process, policy, run)

@@ -156,6 +156,8 @@ class Job:
             server.ground.tell(f"{server.host} commits {work}")
             if server.locks.get(view) is not self:
                 server.ground.violate(f"{view} was refreshed without its lock")
+            if len(self.runs) > 1 and server.commits[work]:
+                continue  # a group claims what was not settled before
             server.commits[work] += 1
             deaths = server.ground.deaths - server.first_death.setdefault(work, server.ground.deaths)
             if not server.has_ledger and server.commits[work] > 1 + deaths + server.excused[work]:
