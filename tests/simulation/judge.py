@@ -86,7 +86,7 @@ class Judge:
                 ground.violate(f"{process} refreshes {run.view} of {uid} twice at once")
         done = [each for each in call.runs if (uid, each.slot_id, str(each.view)) in self._done.get(process, ())]
         # A policy may become a group in the middle of a slot: one that is settled in part is refreshed again.
-        for each in done if len(done) == len(call.runs) else ():
+        for each in done if len(done) == len(call.runs) and self._exists(uid) else ():
             ground.violate(f"{process} begins {each.slot_id} of {uid} again, though {each.view} was done for it")
         policy = next((known for known in self._known(process) if known.ref.uid == uid), None)
         if policy is not None and policy.spec is not None:
@@ -94,6 +94,10 @@ class Judge:
         self._begun[process].add((uid, run.slot_id))
         self._active[process][uid] = ground.now
         self._starts[process, call.owner].append(ground.now)
+
+    def _exists(self, uid: str) -> bool:
+        """Not that of a policy that was deleted: late news may bring it to life again for a moment."""
+        return any(body["metadata"]["uid"] == uid for body in self._objects.values())
 
     def call_ended(self, process: Process, call: Call, results: Sequence[RefreshResult]) -> None:
         """Note what came of it."""
