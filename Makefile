@@ -65,9 +65,10 @@ run-tests:
 	  cluster) echo "== tests/cluster: kube-apiserver and etcd, PostgreSQL, the operator as a process" ;; \
 	  acceptance) echo "== tests/acceptance: demo, command line and packages, from end to end" ;; \
 	esac
-	@# Two at a time where tests mostly wait for servers; each of the two has its own.
+	@# Two at a time where tests mostly wait for servers; each of the two has its own. Not the files of most tests first:
+	@# those of few are the longest.
 	@$(BIN)/python -m pytest -q tests/$(FOLDER) \
-	  $(if $(filter postgres simulation,$(FOLDER)),-n 2 --dist worksteal,$(if $(filter cluster,$(FOLDER)),-n 2 --dist loadfile)) \
+	  $(if $(filter postgres simulation,$(FOLDER)),-n 2 --dist worksteal,$(if $(filter cluster,$(FOLDER)),-n 2 --dist loadfile --no-loadscope-reorder)) \
 	  $(PYTEST)
 
 SEEDS = 1 100000
