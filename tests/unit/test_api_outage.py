@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.ports import at
+from tests.unit.ports import Told, at
 from tests.unit.world import DATABASE, World, until
 
+from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.engine.targets import REMEMBERED_SECONDS
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
@@ -75,6 +76,21 @@ async def test_a_slot_whose_deadline_passes_while_its_secret_is_read_is_missed()
         await until(65)
         assert len(world.executor.calls) == 1
         assert world.condition(place, "Fresh") == ("False", "SlotMissed")
+
+
+async def test_what_was_remembered_and_is_refused_is_read_however_long_that_takes() -> None:
+    async with World() as world:
+        place = world.database()
+        world.policy()
+        await until(45)
+        world.secrets.seconds = 10
+        world.secrets.data[place] = dict(world.secrets.data[place]) | {"host": "moved"}
+        world.executor.script["mv"] = [Told(outcome=RefreshOutcome.FAILED, reason=RefreshReason.AUTHENTICATION_FAILED)]
+        await until(80)
+        assert [(call.at, call.target.host) for call in world.executor.calls[1:]] == [
+            (at(63), "db"),
+            (at(73.1), "moved"),
+        ]
 
 
 async def test_a_rival_that_comes_while_the_secret_is_read_is_seen() -> None:

@@ -30,7 +30,7 @@ from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Executor, Key, Metrics
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runs import run_of
-from matview_operator.engine.targets import SlotTarget, SlotTargets, Targets, usable
+from matview_operator.engine.targets import SlotTarget, Targets, usable
 from matview_operator.engine.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class SlotRunner:
     ) -> None:
         self._registry = registry
         self._executor = executor
-        self._targets = SlotTargets(targets)
+        self._targets = targets
         self._budget = budget
         self._pauses = pauses
         self._metrics = metrics

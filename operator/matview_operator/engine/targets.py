@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from weakref import WeakValueDictionary
 
 from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshReason
@@ -64,100 +63,95 @@ async def resolve(
     return replace(target, destinations=destinations, owner=str(key))
 
 
-class Targets:
-    """Reads the Secrets of databases, and remembers where they led for when the API server cannot be asked.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """Where the Secrets of a database led when they were read last."""
 
-    Refreshes go on through an outage of ten minutes: at least every five, a preflight has read the Secrets before it.
-    What is remembered serves nothing else, and is forgotten a quarter of an hour after it was read.
+    spec: MatviewDatabaseSpec
+    target: ConnectionTarget
+    read_at: float
+    """On the loop's clock."""
+    expiry: asyncio.TimerHandle
+
+
+class Targets:
+    """Reads the Secrets of databases, and remembers where they led.
+
+    For a second that serves slots that are due at the same time: a thousand policies of one database would read its
+    Secret a thousand times, which is as much work for the API server as their refreshes are for PostgreSQL. For a
+    quarter of an hour it serves when the API server cannot be asked: refreshes go on through an outage of ten minutes,
+    because at least every five a preflight has read the Secrets before it.
     """
 
     def __init__(self, *, secrets: Secrets, destinations: Destinations) -> None:
         self._secrets = secrets
         self._destinations = destinations
-        self._remembered: dict[Key, tuple[MatviewDatabaseSpec, ConnectionTarget]] = {}
-        self._expiries: dict[Key, asyncio.TimerHandle] = {}
+        self._known: dict[Key, _Known] = {}
 
-    async def resolve(self, spec: MatviewDatabaseSpec, key: Key) -> ConnectionTarget:
-        """Where the database is, as its Secrets say now; raises Problem."""
-        known, remembered = self._remembered.get(key, (None, None))
-        patience = _PATIENCE_SECONDS if remembered is not None and known == spec else None
+    def of_slot(self, key: Key) -> SlotTarget:
+        """Return the target of one slot."""
+        return SlotTarget(key=key, targets=self)
+
+    async def resolve(self, spec: MatviewDatabaseSpec, key: Key, *, patiently: bool = False) -> ConnectionTarget:
+        """Where the database is, as its Secrets say now; raises Problem.
+
+        Not for long an API server is waited for that does not answer, unless `patiently`.
+        """
+        known = self._known.get(key)
+        if known is not None and known.spec != spec:
+            known = None
+        began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(None if known is None or patiently else _PATIENCE_SECONDS):
                 target = await resolve(spec, key, self._secrets, self._destinations)
         except (SecretUnread, TimeoutError):
-            if remembered is None or known != spec:
+            if known is None:
                 raise
             log.warning(
                 "the API server cannot be asked for the Secret of %s; what it said last is used",
                 key,
                 extra={"action": "secret_unread", "database": str(key)},
             )
-            return remembered
+            return known.target
         except Problem:
             self._forget(key)
             raise
         self._forget(key)
-        self._remembered[key] = spec, target
-        loop = asyncio.get_running_loop()
-        self._expiries[key] = loop.call_later(REMEMBERED_SECONDS, self._forget, key)
+        expiry = asyncio.get_running_loop().call_later(REMEMBERED_SECONDS, self._forget, key)
+        self._known[key] = _Known(spec=spec, target=target, read_at=began, expiry=expiry)
         return target
 
+    def read_since(self, spec: MatviewDatabaseSpec, key: Key, *, seconds: float) -> ConnectionTarget | None:
+        """What the Secrets of this very spec said within so many seconds, if they were read."""
+        known = self._known.get(key)
+        if known is None or known.spec != spec or asyncio.get_running_loop().time() - known.read_at > seconds:
+            return None
+        return known.target
+
     def _forget(self, key: Key) -> None:
-        self._remembered.pop(key, None)
-        expiry = self._expiries.pop(key, None)
-        if expiry is not None:
-            expiry.cancel()
-
-
-@dataclass(slots=True, weakref_slot=True, eq=False)
-class _Shared:
-    """What the Secrets of a database said when a slot last read them, for all slots that work or wait meanwhile."""
-
-    spec: MatviewDatabaseSpec | None = None
-    target: ConnectionTarget | None = None
-    read_at: float = 0.0
-    """On the loop's clock."""
-
-    def within_a_second(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | None:
-        fits = self.spec == spec and asyncio.get_running_loop().time() - self.read_at <= _SHARED_SECONDS
-        return self.target if fits else None
-
-
-class SlotTargets:
-    """Makes the targets of slots. Those that are there at the same time share what one of them read within a second.
-
-    Else a thousand policies of one database that are due at once would read its Secret a thousand times, which is as
-    much work for the API server as their refreshes are for PostgreSQL. What was read goes with the last slot.
-    """
-
-    def __init__(self, targets: Targets) -> None:
-        self._targets = targets
-        self._shared: WeakValueDictionary[Key, _Shared] = WeakValueDictionary()
-
-    def of_slot(self, key: Key) -> SlotTarget:
-        """Return the target of one slot."""
-        shared = self._shared.setdefault(key, _Shared())
-        return SlotTarget(key=key, targets=self._targets, shared=shared)
+        known = self._known.pop(key, None)
+        if known is not None:
+            known.expiry.cancel()
 
 
 class SlotTarget:
     """Where one slot's views are refreshed: the Secrets are read with the first view, and forgotten with the slot."""
 
-    def __init__(self, *, key: Key, targets: Targets, shared: _Shared) -> None:
+    def __init__(self, *, key: Key, targets: Targets) -> None:
         self.key = key
         self._targets = targets
-        self._shared = shared
         self._spec: MatviewDatabaseSpec | None = None
         self._kept: ConnectionTarget | Problem | None = None
         self._fresh = False
+        """Whether the Secrets were read for this very attempt, so that reading them again would tell the same."""
         self._read_again = False
 
     async def of(self, spec: MatviewDatabaseSpec) -> ConnectionTarget:
         """Return what was read in this slot, unless the MatviewDatabase changed since; raises Problem."""
-        kept = self._kept if self._spec == spec else self._shared.within_a_second(spec)
-        self._fresh = kept is None
+        is_shared = self._spec != spec
+        kept = self._targets.read_since(spec, self.key, seconds=_SHARED_SECONDS) if is_shared else self._kept
+        self._fresh = False
         if kept is None:
-            self.forget()
             kept = await self._read(spec)
         self._spec, self._kept = spec, kept
         if isinstance(kept, Problem):
@@ -169,25 +163,27 @@ class SlotTarget:
         if self._fresh or self._read_again:
             return None
         self._read_again = True
-        self.forget()
-        self._shared.target = None
-        target = await self.of(spec)
-        return None if target == refused else target
+        self._kept = await self._read(spec, patiently=True)
+        if isinstance(self._kept, Problem):
+            raise self._kept
+        return None if self._kept == refused else self._kept
 
     def forget(self) -> None:
         """Have the next view, or the next attempt, read anew."""
         self._kept = None
 
-    async def _read(self, spec: MatviewDatabaseSpec) -> ConnectionTarget | Problem:
-        read_at = asyncio.get_running_loop().time()
+    async def _read(self, spec: MatviewDatabaseSpec, *, patiently: bool = False) -> ConnectionTarget | Problem:
+        self._kept = None
+        began = asyncio.get_running_loop().time()
         try:
-            target = await self._targets.resolve(spec, self.key)
+            target = await self._targets.resolve(spec, self.key, patiently=patiently)
         except Problem as problem:
             # What a person must mend holds for the slot's other views; the next may find the API server well again.
             if problem.reason is RefreshReason.CONNECTION_FAILED:
                 raise
             return problem
-        self._shared.spec, self._shared.target, self._shared.read_at = spec, target, read_at
+        took = asyncio.get_running_loop().time() - began
+        self._fresh = self._targets.read_since(spec, self.key, seconds=took) is not None
         return target
 
 
