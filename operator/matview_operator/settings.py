@@ -43,8 +43,8 @@ class Settings(BaseSettings):
     """Refreshes at once over all databases; each database has its own limit besides, and gets half of these at most,
     so that a hung server leaves places to the others. While all are held for long, each database may run one more."""
     idle_connection_seconds: float = Field(default=5, ge=0, le=60)
-    """How long a connection waits for the next refresh of its database, two of a database at most and as many in all as
-    refreshes; 0 gives each refresh a connection of its own."""
+    """How long a connection waits for the next refresh of its database, four of a database at most and as many in all
+    as refreshes; 0 gives each refresh a connection of its own."""
     ledger_keep_days: int = Field(default=30, ge=8, le=36_500)
     """After how many days the ledger forgets a run. Longer than the longest startingDeadlineSeconds, a week: a slot
     that may still be tried is not to be forgotten."""

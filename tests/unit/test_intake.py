@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 from datetime import timedelta
 
 import pytest
@@ -438,6 +439,24 @@ async def test_thousands_of_changes_leave_nothing_behind() -> None:
         assert len(registry._by_view) == len(registry.policies)
         assert len(agenda.timers._due) == len(registry.policies)
         assert agenda.dispatcher._lanes == {}
+
+
+async def test_late_news_of_an_earlier_spec_changes_nothing() -> None:
+    async with World() as world:
+        database = world.database()
+        place = world.policy()
+        early = [deepcopy(world.api.objects[kind, which]) for kind, which in ((POLICY, place), (DATABASE, database))]
+        world.policy(suspend=True)
+        world.database(suspend=True)
+        await until(5)
+        for body, seen in zip(early, (world.intake.policy_seen, world.intake.database_seen), strict=True):
+            seen(body)
+        # At once, and not only when the next write of a status has brought the newest object back.
+        assert world.known(place).generation == 2
+        assert world.supervisor.registry.databases[database].generation == 2
+        await until(95)
+        assert world.executor.calls == []
+        assert world.api.status(place)["observedGeneration"] == 2
 
 
 async def test_a_policy_older_than_the_operator_counts_its_slots_from_its_own_creation() -> None:

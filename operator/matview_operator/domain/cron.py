@@ -28,10 +28,10 @@ class Calendar:
     wildcard for minutes or hours runs whenever its local time is shown. So does Debian's cron."""
 
     @property
-    def shortest_gap(self) -> timedelta:
-        """Between two times of a day, or the last of one and the first of the next."""
+    def gaps(self) -> list[timedelta]:
+        """Between the times of a day, and the last of one and the first of the next."""
         following = (*self.minutes[1:], self.minutes[0] + _DAY // _MINUTE)
-        return min(later - earlier for earlier, later in zip(self.minutes, following, strict=True)) * _MINUTE
+        return [(later - earlier) * _MINUTE for earlier, later in zip(self.minutes, following, strict=True)]
 
     def matches(self, day: date) -> bool:
         """Whether it has times on this day."""

@@ -56,3 +56,18 @@ class RefreshResult(BaseModel):
     tenants_before: Count | None = None
     tenants_lost: Count | None = None
     attempts: Count = 1
+
+    def log_fields(self) -> dict[str, object]:
+        """What a log line says of how it ended."""
+        return {
+            "action": "refresh",
+            "outcome": self.outcome,
+            "reason": self.error_type,
+            "detail": self.error_message,
+            "duration_ms": self.duration_ms,
+            "mode": self.mode,
+            "rows_inserted": self.rows_inserted,
+            "rows_deleted": self.rows_deleted,
+            "view_name": self.view_name,
+            "correlation_id": self.correlation_id,
+        }

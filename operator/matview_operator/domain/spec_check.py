@@ -119,7 +119,7 @@ def _jitter(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
     if every is not None:
         shortest = every
     elif cron is not None and _cron_problem(cron) is None:
-        shortest = calendar(cron).shortest_gap // timedelta(seconds=1)
+        shortest = min(calendar(cron).gaps) // timedelta(seconds=1)
     else:
         return
     if spec.jitter_seconds > shortest:

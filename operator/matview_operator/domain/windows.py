@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from cronsim import CronSim
-
 from matview_operator.api.policy import Schedule
 from matview_operator.api.window import Window, WindowKind
+from matview_operator.domain.cron import calendar
 from matview_operator.domain.schedule import Timetable
 
 SEARCHED = timedelta(days=366)
@@ -29,13 +28,11 @@ class Outlook(NamedTuple):
     """When it changes, or how far was looked."""
 
 
-def is_open(windows: Iterable[Window], at: datetime) -> bool:
-    """Whether a refresh may start: in no Deny window and, where there are Allow windows, in one of them."""
-    return _may_start([_Watched(window) for window in windows], at)
-
-
 def outlook(windows: Sequence[Window], at: datetime) -> Outlook:
-    """Whether a refresh may start at this instant, and until when that is known."""
+    """Whether a refresh may start at this instant, and until when that is known.
+
+    It may in no Deny window and, where there are Allow windows, in one of them.
+    """
     watched = [_Watched(window) for window in windows]
     if not _may_start(watched, at):
         return Outlook(is_open=False, since=at, until=_opening(watched, at))
@@ -62,13 +59,10 @@ class _Watched:
         self.denies = window.kind is WindowKind.DENY
         self.lookups = 0
 
-    def never_closes(self, at: datetime) -> bool:
+    @property
+    def never_closes(self) -> bool:
         """Whether it opens in every hour, before it has closed: a walk through them all would be too long."""
-        if self._window.cron.split()[1:] != _EVERY_HOUR:
-            return False
-        minutes = sorted(CronSim(self._window.cron, at).minutes)
-        gaps = [after - before for before, after in zip(minutes, [*minutes[1:], minutes[0] + 60], strict=True)]
-        return timedelta(minutes=max(gaps)) <= self._lasts
+        return self._window.cron.split()[1:] == _EVERY_HOUR and max(calendar(self._window.cron).gaps) <= self._lasts
 
     def following(self, at: datetime) -> datetime:
         """When it opens next."""
@@ -98,7 +92,7 @@ def _opening(watched: Sequence[_Watched], at: datetime) -> datetime:
     horizon = at + SEARCHED
     denies = [window for window in watched if window.denies]
     allows = [window for window in watched if not window.denies]
-    if any(window.never_closes(at) for window in denies):
+    if any(window.never_closes for window in denies):
         return horizon
     while at < horizon and sum(window.lookups for window in watched) < _LOOKUPS:
         # From the end of one window to the end or the beginning of another, never minute by minute.

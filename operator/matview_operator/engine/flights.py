@@ -184,20 +184,7 @@ class Flights:
         ):
             return None
         result = cover.result_for(run)
-        log.info(
-            "%s %s",
-            result.outcome.value,
-            result.view_name,
-            extra={
-                "action": "refresh",
-                "outcome": result.outcome,
-                "reason": result.error_type,
-                "detail": result.error_message,
-                "duration_ms": result.duration_ms,
-                "view_name": result.view_name,
-                "correlation_id": result.correlation_id,
-            },
-        )
+        log.info("%s %s", result.outcome.value, result.view_name, extra=result.log_fields())
         return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from matview_operator.api.database import Bookkeeping, MatviewDatabaseSpec
+from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.slot import Slot
 from matview_operator.domain.view import ViewName
@@ -23,9 +23,9 @@ class Holds:
         self._clock = clock
         self._pace = Pace(registry=registry)
 
-    def until(self, policy: Policy, slot: Slot, *, begun: bool = False) -> datetime | None:
-        """Before when it may not be begun; None if it may be now. What was begun waits for no interval."""
-        waits = (self.closed_until(policy), None if begun else self.paced_until(policy, slot))
+    def until(self, policy: Policy, slot: Slot) -> datetime | None:
+        """Before when it may not be begun; None if it may be now."""
+        waits = (self.closed_until(policy), self.paced_until(policy, slot))
         return max((instant for instant in waits if instant is not None), default=None)
 
     def paced_until(self, policy: Policy, slot: Slot) -> datetime | None:
@@ -34,9 +34,7 @@ class Holds:
         if slot.request is not None or database is None or spec is None or not spec.limits.min_interval_seconds:
             return None
         least, now = timedelta(seconds=spec.limits.min_interval_seconds), self._clock.now()
-        server = database.status.server
-        ledger = server is not None and server.bookkeeping is Bookkeeping.INSTALLED
-        again = self._pace.next_start(policy, slot, least=least, ledger=ledger)
+        again = self._pace.next_start(policy, slot, least=least, ledger=database.has_ledger)
         # Somebody set the clock back if it is later than an interval from now: then it tells nothing.
         return again if again is not None and now < again <= now + least else None
 
@@ -61,6 +59,6 @@ class Holds:
 
     def _database_of(self, policy: Policy) -> tuple[Database | None, MatviewDatabaseSpec | None]:
         """Nothing waits for a database that cannot be used: whoever runs it says what is wrong."""
-        database = self._registry.databases.get(policy.database_key) if policy.database_key else None
+        database = self._registry.database_of(policy)
         usable = database is not None and database.spec is not None and not database.spec.suspend
         return (database, database.spec) if database is not None and usable else (None, None)

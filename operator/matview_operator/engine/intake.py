@@ -54,6 +54,8 @@ class Intake:
         if former is not None and former.ref.uid != meta.uid:
             self._supervisor.forget_policy(former)
             former = None
+        if former is not None and meta.generation < former.generation:
+            return  # late news
         if former is not None and former.generation == meta.generation:
             # Our own status writes come back as such news. Metadata does not bump the generation.
             if former.request != request:
@@ -92,7 +94,7 @@ class Intake:
         if former is not None and former.ref.uid != meta.uid:
             self._supervisor.forget_database(former)
             former = None
-        if former is not None and former.generation == meta.generation:
+        if former is not None and meta.generation <= former.generation:
             return
         database = self._database_of(body, meta, former)
         self._registry.databases[database.ref.key] = database

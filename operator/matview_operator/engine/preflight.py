@@ -153,7 +153,7 @@ class Preflights:
         unordered = self._order.problem(policy)
         if unordered is not None:
             return unordered
-        database = self._registry.databases.get(policy.database_key) if policy.database_key else None
+        database = self._registry.database_of(policy)
         if policy.spec is not None and database is not None and database.spec is not None:
             too_long = check_timeouts(policy.spec, limits=database.spec.limits)
             if too_long:

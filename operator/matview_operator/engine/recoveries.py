@@ -47,7 +47,7 @@ class Recoveries:
 
     def begun(self, policy: Policy) -> Begun:
         """What a slot of the policy would be begun as now."""
-        database = self._registry.databases.get(policy.database_key) if policy.database_key else None
+        database = self._registry.database_of(policy)
         return Begun(policy.taken_until, policy.generation, None if database is None else database.generation)
 
     def ended(self, key: Key, report: SlotReport, *, begun: Begun) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from matview_operator.api.condition import Condition
-from matview_operator.api.database import MatviewDatabaseSpec, MatviewDatabaseStatus
+from matview_operator.api.database import Bookkeeping, MatviewDatabaseSpec, MatviewDatabaseStatus
 from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.errors import Problem
@@ -49,16 +49,16 @@ class Policy:
     """Slots that a newer one superseded since the last status."""
     taken_until: datetime
     """Slots at or before this instant are none of ours any more: taken up, missed, or before the policy was so."""
+    uid: uuid.UUID = field(init=False)
+    """By which the ledger knows the policy."""
+
+    def __post_init__(self) -> None:
+        self.uid = uuid.UUID(self.ref.uid)
 
     @property
     def key(self) -> Key:
         """Namespace and name."""
         return self.ref.key
-
-    @property
-    def uid(self) -> uuid.UUID:
-        """The UID, by which the ledger knows the policy."""
-        return uuid.UUID(self.ref.uid)
 
     @property
     def database_key(self) -> Key | None:
@@ -118,6 +118,11 @@ class Database:
         """Its conditions as last computed."""
         return self.status.conditions
 
+    @property
+    def has_ledger(self) -> bool:
+        """Whether the newest look at it found a ledger that may be trusted."""
+        return self.status.server is not None and self.status.server.bookkeeping is Bookkeeping.INSTALLED
+
 
 @dataclass(slots=True)
 class Registry:
@@ -174,6 +179,10 @@ class Registry:
         """The policies that name this database."""
         return [self.policies[key] for key in self._by_database.get(database, ())]
 
+    def database_of(self, policy: Policy) -> Database | None:
+        """The database that it names, if there is one of this name."""
+        return self.databases.get(policy.database_key) if policy.database_key else None
+
     def named_databases(self) -> set[Key]:
         """The databases that exist, and those that policies name."""
         return {*self.databases, *self._by_database}
@@ -190,7 +199,7 @@ class Registry:
 
     def is_suspended(self, policy: Policy) -> bool:
         """Whether nothing is due, by the policy's own word or its database's."""
-        database = self.databases.get(policy.database_key) if policy.database_key else None
+        database = self.database_of(policy)
         return (policy.spec is not None and policy.spec.suspend) or (
             database is not None and database.spec is not None and database.spec.suspend
         )

@@ -271,7 +271,7 @@ class SlotRunner:
         return None
 
     def _run_of(self, policy: Policy, spec: MatviewRefreshPolicySpec, view: ViewSpec, slot: Slot) -> Run:
-        named = self._registry.databases.get(policy.database_key) if policy.database_key else None
+        named = self._registry.database_of(policy)
         return run_of(policy, view, slot, spec=spec, database=None if named is None else named.spec)
 
     def _ended(self, run: Run, started_at: datetime, outcome: RefreshOutcome, problem: Problem) -> RefreshResult:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from datetime import timedelta
 from random import Random
 
-from matview_operator.api.database import Bookkeeping
 from matview_operator.domain.destination import Destinations
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.budget import Budget
@@ -210,11 +209,10 @@ class Supervisor:
     def _may_wait(self, ref: ObjectRef) -> bool:
         """While runs wait for a place, the status of a policy whose slots the ledger knows without it."""
         policy = self.registry.policies.get(ref.key) if ref.kind == "MatviewRefreshPolicy" else None
-        if policy is None or policy.working_on is not None or policy.database_key is None or not self.budget.waiting:
+        if policy is None or policy.working_on is not None or not self.budget.waiting:
             return False
-        database = self.registry.databases.get(policy.database_key)
-        server = None if database is None else database.status.server
-        return server is not None and server.bookkeeping is Bookkeeping.INSTALLED
+        database = self.registry.database_of(policy)
+        return database is not None and database.has_ledger
 
     def _limit_of(self, key: Key) -> int:
         database = self.registry.databases.get(key)

@@ -179,9 +179,12 @@ class Session:
         await self.rows(queries.RESET)
         self._ran_a_view = self._may_be_sullied = False
 
-    def note_leftovers(self, *, left_behind: bool) -> None:
-        """Take note whether what ran in the open transaction has left something in the session: see leftovers.py."""
-        self._may_be_sullied |= left_behind
+    def note_in_use(self, in_use: object, *, own_locks: int, own_sequences: int) -> None:
+        """Take note of what the open transaction has in use at its end: see leftovers.py.
+
+        What is not the run's own, its view's query has left in the session.
+        """
+        self._may_be_sullied |= in_use != [own_locks, own_sequences]
         self._ran_a_view = False
 
     def distrust(self) -> None:

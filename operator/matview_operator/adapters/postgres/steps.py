@@ -14,7 +14,7 @@ from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sql import claim as claim_queries
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql import sources as source_queries
-from matview_operator.adapters.postgres.sql.leftovers import LEFT_BEHIND
+from matview_operator.adapters.postgres.sql.leftovers import ASK_IN_USE
 from matview_operator.adapters.postgres.sql.lookup import IN_USE, LOOKUP, LOOKUP_WITH_LEDGER
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.wire.authentication import Row
@@ -123,7 +123,9 @@ async def claim(work: Work, session: Session) -> bool:
     if row is None:
         raise replaced_problem(run.view)
     work.after = row
-    session.note_leftovers(left_behind=bool(row.left_behind))
+    # A group has more locks, and is always taken for one that left something. The claim's row has a sequence.
+    own_locks = len({run.lock_keys.tenant_key, GLOBAL_KEY})
+    session.note_in_use(row.in_use, own_locks=own_locks, own_sequences=int(claims))
     if claims or not job.ledger:
         job.pending = PendingCommit(
             xid=row.xid,
@@ -181,8 +183,9 @@ async def analyze(work: Work, session: Session) -> None:
         target = await session.row(queries.ANALYZE_TARGET, row_of(work).oid, timeout)
         if target is not None:
             await session.utility(queries.analyze(queries.QuotedName(target.quoted)))
-            row = await session.row(LEFT_BEHIND)
-            session.note_leftovers(left_behind=row is None or bool(row.left_behind))
+            row = await session.row(ASK_IN_USE)
+            assert row is not None  # a select without from has one row
+            session.note_in_use(row.in_use, own_locks=0, own_sequences=0)
         await session.commit()
     except (Problem, OSError, *queries.DRIVER_ERRORS) as error:
         problem = problem_of(error, view_found=True, verbose=work.job.verbose_errors)

@@ -7,10 +7,7 @@ If either differs there is no row.
 
 from __future__ import annotations
 
-from matview_operator.adapters.postgres.sql.leftovers import left_behind
-
-OWN_LOCKS = 2
-"""Advisory locks of one view's run. A group has more, and is always taken for one that left something."""
+from matview_operator.adapters.postgres.sql import leftovers
 
 # $1 schema, $2 name, $3 OID; $4 OIDs of what it reads, $5 their files.
 _THE_SAME_VIEW = """
@@ -22,8 +19,8 @@ _THE_SAME_VIEW = """
 RECHECK = (
     """
 select"""  # noqa: S608 - constants only
-    + left_behind(locks=OWN_LOCKS, sequences=0)
-    + """ as left_behind,
+    + leftovers.IN_USE
+    + """,
  pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
  pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
  pg_catalog.current_setting('track_counts')::boolean as counted,
@@ -62,8 +59,8 @@ with claim as (
       as estimated_rows,
     pg_catalog.pg_total_relation_size(view_oid) as size_bytes,
     pg_catalog.pg_current_xact_id()::text as xid,"""
-    + left_behind(locks=OWN_LOCKS, sequences=1)
-    + """ as left_behind
+    + leftovers.IN_USE
+    + """
 )
 select claim.* from claim
 """

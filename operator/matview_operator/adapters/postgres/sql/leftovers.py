@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-
-def left_behind(*, locks: int, sequences: int) -> str:
-    """An expression: whether more advisory locks and sequences are in use in this transaction than so many of ours.
-
-    A sequence that was asked for a value is locked until the transaction ends. A view that locks its own view's keys
-    once more is not noticed: who suffers is that view alone.
-    """
-    return f"""
- (select pg_catalog.count(*) filter (where l.locktype = 'advisory') > {locks}
-    or pg_catalog.count(*) filter (where q.relkind = 'S') > {sequences}
+# How many advisory locks and sequences are in use in this transaction. A sequence that was asked for a value is locked
+# until the transaction ends. A view that locks its own view's keys once more is not noticed: who suffers is that view.
+IN_USE = """
+ (select array[pg_catalog.count(*) filter (where l.locktype = 'advisory'),
+    pg_catalog.count(*) filter (where q.relkind = 'S')]
   from pg_catalog.pg_locks l left join pg_catalog.pg_class q on q.oid = l.relation
-  where l.pid = pg_catalog.pg_backend_pid())"""  # noqa: S608 - numbers of ours
+  where l.pid = pg_catalog.pg_backend_pid()) as in_use"""
 
-
-LEFT_BEHIND = "select" + left_behind(locks=0, sequences=0) + " as left_behind"
+ASK_IN_USE = "select" + IN_USE
