@@ -18,12 +18,17 @@ class FakeTime:
     file: Path
     environment: dict[str, str]
 
+    @staticmethod
+    def find() -> Path:
+        """Find the library. Raises MissingPart if the package is not installed."""
+        for library in sorted(Path("/usr/lib").glob(_LIBRARIES)):
+            return library
+        raise MissingPart(part="libfaketime", package="faketime")
+
     @classmethod
     def make(cls, directory: Path) -> Self:
-        """A clock that is right at first. Raises MissingPart if the package is not installed."""
-        library = next(iter(sorted(Path("/usr/lib").glob(_LIBRARIES))), None)
-        if library is None:
-            raise MissingPart(part="libfaketime", package="faketime")
+        """A clock that is right at first. Raises MissingPart."""
+        library = cls.find()
         file = directory / "faketime"
         made = cls(
             file=file,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from sandbox.errors import MissingPart
+from sandbox.faketime import FakeTime
 from sandbox.pgbinaries import VERSIONS, PostgresBinaries
 from sandbox.pgbouncer import PgBouncer
 
@@ -17,10 +18,11 @@ def missing_parts() -> list[MissingPart]:
             PostgresBinaries.find(version)
         except MissingPart as part:
             missing.append(part)
-    try:
-        PgBouncer.find()
-    except MissingPart as part:
-        missing.append(part)
+    for find in (PgBouncer.find, FakeTime.find):
+        try:
+            find()
+        except MissingPart as part:
+            missing.append(part)
     return missing
 
 
@@ -31,7 +33,7 @@ def main() -> int:
         print(part, file=sys.stderr)
     if missing:
         print(
-            "\nThe tests need these; `make demo`, `make test-unit` and `make test-cluster` do not.",
+            "\nThe tests need these; `make demo`, `make test-unit` and `make test-simulation` do not.",
             file=sys.stderr,
         )
     return 1 if missing else 0

@@ -91,13 +91,13 @@ class PgBouncer:
                 for name, source in zip(_TLS_FILES, (certificate.cert, certificate.key, certificate.ca), strict=True):
                     shutil.copyfile(source, home.path / name)
             home.give(home.path)
-        except BaseException:
+        except BaseException:  # on Ctrl-C, too: nothing is left behind
             home.remove()
             raise
         bouncer = cls(home=home, port=port, log=directory / "pgbouncer.log")
         try:
             bouncer.go_on()
-        except BaseException:
+        except BaseException:  # on Ctrl-C, too: nothing is left behind
             bouncer.stop()
             raise
         return bouncer

@@ -90,12 +90,12 @@ class PostgresServer:
         try:
             server = cls(binaries=binaries.runnable_in(home), home=home, log=directory / f"postgresql-{version}.log")
             server._prepare(settings={**_SETTINGS, **(settings or {})}, tls=tls)
-        except BaseException:
+        except BaseException:  # on Ctrl-C, too: nothing is left behind
             home.remove()
             raise
         try:
             server.resume()
-        except BaseException:
+        except BaseException:  # on Ctrl-C, too: nothing is left behind
             server.stop(mode="immediate")
             raise
         return server
@@ -124,7 +124,7 @@ class PostgresServer:
             )
             home.give(server.data)
             server.resume()
-        except BaseException:
+        except BaseException:  # on Ctrl-C, too: nothing is left behind
             server.stop(mode="immediate")
             raise
         return server

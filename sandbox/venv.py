@@ -107,7 +107,7 @@ def pip_install(arguments: "list[str]", *, total: int) -> bool:
             for line in pip.stdout:
                 log.write(line)
                 bar.watch(line)
-        except BaseException:
+        except BaseException:  # on Ctrl-C, too: nothing is left behind
             pip.terminate()
             raise
     bar.end()

@@ -76,7 +76,7 @@ class ControlPlane(Cluster):
         plane = cls(directory=directory.absolute(), binaries=binaries)
         try:
             plane._start()
-        except BaseException:
+        except BaseException:  # on Ctrl-C, too: nothing is left behind
             plane.stop()
             raise
         return plane

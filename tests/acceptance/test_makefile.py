@@ -85,4 +85,5 @@ def test_parts_that_tests_need_are_named_with_their_packages(monkeypatch: pytest
     assert missing_parts() == []
     monkeypatch.setattr("sandbox.pgbouncer.shutil.which", lambda *_, **__: None)
     monkeypatch.setattr("sandbox.pgbinaries.Path", lambda _: tmp_path)
-    assert [part.package for part in missing_parts()] == ["postgresql-15", "pgbouncer"]
+    monkeypatch.setattr("sandbox.faketime.Path", lambda _: tmp_path)
+    assert [part.package for part in missing_parts()] == ["postgresql-15", "pgbouncer", "faketime"]

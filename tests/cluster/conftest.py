@@ -17,6 +17,7 @@ from sandbox.operator_process import OperatorProcess
 from sandbox.postgres import PostgresServer
 from tests.canaries import looked_at
 from tests.cluster.exposition import scrape
+from tests.cluster.operators import Operators
 from tests.cluster.tenant import Tenant
 from tests.databases import Databases
 
@@ -143,6 +144,15 @@ def overlay(tmp_path: Path, namespace: str) -> Path:
 def tenant(installed: Cluster, namespace: str, pg: Database) -> Tenant:
     """A namespace and a database; no operator by itself."""
     return Tenant(cluster=installed, namespace=namespace, database=pg)
+
+
+@pytest.fixture
+def operators(installed: Cluster, tmp_path: Path, namespace: str) -> Iterator[Operators]:
+    made = Operators(installed, tmp_path, namespace)
+    yield made
+    for process in made.started:
+        if process.alive:
+            process.stop()
 
 
 def _wants_current() -> bool:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import yaml
 from sandbox.controlplane import Cluster
-from sandbox.operator_process import NAMESPACE, SERVICE_ACCOUNT
 from sandbox.pgtemplate import SUPERUSER
+from tests.cluster.operators import Operators
+from tests.cluster.relay import relayed
 from tests.cluster.tenant import Tenant, policy
-from tests.cluster.test_life import Operators
-from tests.cluster.test_operator_deaths import Relay
 
 EVERY = 5
 SETTLED = "select count(*) from matview_ops.refresh_run where settles and policy_uid = $1"
@@ -23,17 +21,10 @@ async def settled(tenant: Tenant, uid: str) -> int:
 
 
 async def test_faults_8_and_9_slots_go_on_without_the_api_server_and_all_is_told_and_heard_when_it_is_back(
-    tenant: Tenant, installed: Cluster, namespace: str, tmp_path: Path
+    operators: Operators, tenant: Tenant, installed: Cluster, tmp_path: Path
 ) -> None:
-    kubeconfig = installed.service_account_kubeconfig(
-        namespace=NAMESPACE, name=SERVICE_ACCOUNT, path=tmp_path / "kubeconfig"
-    )
-    document = yaml.safe_load(kubeconfig.read_text())
-    entry = document["clusters"][0]["cluster"]
-    relay = Relay(entry["server"])
-    async with relay.serving() as entry["server"]:
-        kubeconfig.write_text(yaml.safe_dump(document))
-        operator = await asyncio.to_thread(Operators(installed, tmp_path, namespace).start, KUBECONFIG=str(kubeconfig))
+    async with relayed(installed, tmp_path) as (relay, kubeconfig):
+        operator = await asyncio.to_thread(operators.start, KUBECONFIG=kubeconfig)
         await tenant.database.make_view()
         await asyncio.to_thread(tenant.connect)
         await asyncio.to_thread(tenant.apply, policy("sales", "mv", every=EVERY))

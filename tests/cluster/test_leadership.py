@@ -6,39 +6,25 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from random import Random
 
 import pytest
-import yaml
 from sandbox.controlplane import Cluster
-from sandbox.operator_process import NAMESPACE, SERVICE_ACCOUNT, OperatorProcess
+from sandbox.operator_process import NAMESPACE, OperatorProcess
 from sandbox.pgtemplate import SUPERUSER
 from tests.cluster.exposition import scrape
+from tests.cluster.operators import Operators
+from tests.cluster.pair import POLICIES, pair
+from tests.cluster.relay import relayed
 from tests.cluster.tenant import Json, Tenant, database, policy
-from tests.cluster.test_operator_deaths import Relay
-from tests.database import APP_OWNER
 from tests.databases import Databases
 from tests.refreshes import settled
 
-# Filled by the view's own query: what stands there has committed, once for each transaction.
-COMMITTED = """
-create table committed (xid xid8 primary key default pg_catalog.pg_current_xact_id(),
-                        at timestamptz default pg_catalog.clock_timestamp());
-create function note() returns int language plpgsql as
-  $$ begin insert into public.committed default values; return 1; end $$;
-create table base (id int);
-insert into base values (1), (2);
-create materialized view mv as select id, noted from base, note() noted;
-create unique index on mv (id);
-truncate committed;
-"""
 EVERY = 5
-POLICIES = ("ledger", "bare")
 LEASE = "matview-operator"
 SLACK_SECONDS = 1.5
 """For a machine that does other things."""
@@ -115,39 +101,17 @@ async def ended(process: OperatorProcess, *, within: float) -> int | None:
 
 
 @pytest.fixture
-def processes() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-async def crew(
-    installed: Cluster, namespace: str, databases: Databases, tmp_path: Path, processes: ExitStack
-) -> AsyncIterator[Crew]:
+async def crew(installed: Cluster, namespace: str, databases: Databases, operators: Operators) -> AsyncIterator[Crew]:
     # The Lease of another test's operators would be waited for.
     installed.run_kubectl("delete", "lease", LEASE, "-n", NAMESPACE, "--ignore-not-found")
-    async with databases.lend("ledger") as with_ledger, databases.lend("bare") as without:
-        tenants = {
-            name: Tenant(cluster=installed, namespace=namespace, database=made)
-            for name, made in zip(POLICIES, (with_ledger, without), strict=True)
-        }
+    async with pair(installed, namespace, databases) as tenants:
         for name, tenant in tenants.items():
-            await tenant.database.execute_as(APP_OWNER, COMMITTED)
             tenant.apply(
                 tenant.secret(name), database(name), policy(name, "mv", every=EVERY, databaseRef={"name": name})
             )
-        numbers = iter(range(100))
 
         def launch(env: Mapping[str, str]) -> OperatorProcess:
-            process = OperatorProcess.start(
-                control_plane=installed,
-                directory=tmp_path / f"operator-{next(numbers)}",
-                namespaces=[namespace],
-                env={"MATVIEW_LEADER_ELECT": "true", "MATVIEW_LEASE_NAMESPACE": NAMESPACE, **env},
-            )
-            processes.enter_context(process)
-            process.wait_ready()
-            return process
+            return operators.start(**{"MATVIEW_LEADER_ELECT": "true", "MATVIEW_LEASE_NAMESPACE": NAMESPACE, **env})
 
         made = Crew(tenants=tenants, launch=launch)
         yield made
@@ -187,15 +151,8 @@ async def test_h_e_fault_13_whatever_befalls_the_leader_another_takes_over_in_ti
 async def test_fault_13_a_leader_without_the_api_server_stops_before_another_starts(
     crew: Crew, installed: Cluster, tmp_path: Path
 ) -> None:
-    kubeconfig = installed.service_account_kubeconfig(
-        namespace=NAMESPACE, name=SERVICE_ACCOUNT, path=tmp_path / "kubeconfig"
-    )
-    document = yaml.safe_load(kubeconfig.read_text())
-    entry = document["clusters"][0]["cluster"]
-    relay = Relay(entry["server"])
-    async with relay.serving() as entry["server"]:
-        kubeconfig.write_text(yaml.safe_dump(document))
-        first = await crew.start(KUBECONFIG=str(kubeconfig))
+    async with relayed(installed, tmp_path) as (relay, kubeconfig):
+        first = await crew.start(KUBECONFIG=kubeconfig)
         await crew.ran(first, within=15)
         second = await crew.start()
         relay.freeze()

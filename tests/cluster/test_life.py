@@ -7,50 +7,16 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
-import pytest
-from sandbox.controlplane import Cluster
-from sandbox.operator_process import OperatorProcess
 from sandbox.pgtemplate import SUPERUSER
+from tests.cluster.operators import Operators
 from tests.cluster.tenant import Tenant, condition, is_ready, not_ready_because, policy
 from tests.database import APP_OWNER
 
 from matview_operator import refresh_single_async
 
 SLOW = "create function {name}() returns int language sql as $$ select 1 from pg_catalog.pg_sleep({seconds}) $$"
-
-
-class Operators:
-    """Operators of one test, for its own namespace only, so that they are no rivals of the session's."""
-
-    def __init__(self, cluster: Cluster, directory: Path, namespace: str) -> None:
-        self._cluster = cluster
-        self._directory = directory
-        self._namespace = namespace
-        self.started: list[OperatorProcess] = []
-
-    def start(self, **env: str) -> OperatorProcess:
-        process = OperatorProcess.start(
-            control_plane=self._cluster,
-            directory=self._directory / f"operator-{len(self.started)}",
-            namespaces=[self._namespace],
-            env=env,
-        )
-        self.started.append(process)
-        process.wait_ready()
-        return process
-
-
-@pytest.fixture
-def operators(installed: Cluster, tmp_path: Path, namespace: str) -> Iterator[Operators]:
-    made = Operators(installed, tmp_path, namespace)
-    yield made
-    for process in made.started:
-        if process.alive:
-            process.stop()
 
 
 async def test_suspend_resume_change_and_delete_take_effect_at_once(operators: Operators, tenant: Tenant) -> None:

@@ -3,89 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import yaml
 from sandbox.controlplane import Cluster
-from sandbox.operator_process import NAMESPACE, SERVICE_ACCOUNT, OperatorProcess
+from sandbox.operator_process import OperatorProcess
 from sandbox.pgtemplate import SUPERUSER
+from tests.cluster.operators import Operators
+from tests.cluster.pair import POLICIES, pair
+from tests.cluster.relay import Relay, relayed
 from tests.cluster.tenant import Json, Tenant, database, policy
-from tests.database import APP_OWNER, Database
+from tests.database import Database
 from tests.databases import Databases
-from tests.listener import stop_listening
 from tests.proxy import Fault, Proxy
 from tests.refreshes import settled
 
-# Filled by the view's own query: what stands there has committed, once for each transaction.
-COMMITTED = """
-create table committed (xid xid8 primary key default pg_catalog.pg_current_xact_id());
-create function note() returns int language plpgsql as
-  $$ begin insert into public.committed default values; return 1; end $$;
-create table base (id int);
-insert into base values (1), (2);
-create materialized view mv as select id, noted from base, note() noted;
-create unique index on mv (id);
-truncate committed;
-"""
 LOCKING = "select pg_catalog.set_config('statement_timeout'"
-POLICIES = ("ledger", "bare")
 LOCK_SECONDS = 1.0
 SLACK_SECONDS = 1.0
 """For a machine that does other things."""
-
-
-class Relay:
-    """What leads to the API server, until it is frozen: then nothing passes, and nobody is told."""
-
-    def __init__(self, url: str) -> None:
-        self._address = (urlsplit(url).hostname, urlsplit(url).port)
-        self._passes = asyncio.Event()
-        self._passes.set()
-        self._pumps: set[asyncio.Task[None]] = set()
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
-        """Yield its URL."""
-        listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        yield f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        await stop_listening(listener)
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-
-    def freeze(self) -> None:
-        self._passes.clear()
-
-    def renew(self) -> None:
-        """Lose what is under way, and let new connections pass."""
-        for pump in self._pumps:
-            pump.cancel()
-        self._passes.set()
-
-    async def _accept(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        server, to_server = await asyncio.open_connection(*self._address)
-        for source, target in ((client, to_server), (server, to_client)):
-            task = asyncio.create_task(self._pump(source, target))
-            self._pumps.add(task)
-            task.add_done_callback(self._pumps.discard)
-
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
-            while chunk := await source.read(65_536):
-                await self._passes.wait()
-                target.write(chunk)
-                await target.drain()
-        except ConnectionError:
-            pass
-        finally:
-            target.close()
 
 
 @dataclass(kw_only=True)
@@ -157,57 +97,27 @@ async def events(tenant: Tenant, name: str, reason: str) -> bool:
 
 
 @pytest.fixture
-def processes() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
 async def succession(
-    installed: Cluster, namespace: str, databases: Databases, tmp_path: Path, processes: ExitStack
+    installed: Cluster, namespace: str, databases: Databases, tmp_path: Path, operators: Operators
 ) -> AsyncIterator[Succession]:
-    async with databases.lend("ledger") as with_ledger, databases.lend("bare") as without:
-        tenants = {
-            name: Tenant(cluster=installed, namespace=namespace, database=made)
-            for name, made in zip(POLICIES, (with_ledger, without), strict=True)
-        }
-        kubeconfig = installed.service_account_kubeconfig(
-            namespace=NAMESPACE, name=SERVICE_ACCOUNT, path=tmp_path / "kubeconfig"
-        )
-        document = yaml.safe_load(kubeconfig.read_text())
-        entry = document["clusters"][0]["cluster"]
-        relay = Relay(entry["server"])
-        async with (
-            relay.serving() as entry["server"],
-            Proxy(databases.server.port) as one,
-            Proxy(databases.server.port) as two,
-        ):
-            kubeconfig.write_text(yaml.safe_dump(document))
-            proxies = dict(zip(POLICIES, (one, two), strict=True))
-            for name, tenant in tenants.items():
-                await tenant.database.execute_as(APP_OWNER, COMMITTED)
-                tenant.apply(
-                    tenant.secret(name, port=str(proxies[name].port)),
-                    database(name),
-                    policy(name, "mv", databaseRef={"name": name}),
-                )
-            numbers = iter(range(100))
-
-            def start() -> OperatorProcess:
-                process = OperatorProcess.start(
-                    control_plane=installed,
-                    directory=tmp_path / f"operator-{next(numbers)}",
-                    namespaces=[namespace],
-                    env={"KUBECONFIG": str(kubeconfig)},
-                )
-                processes.enter_context(process)
-                process.wait_ready()
-                return process
-
-            made = Succession(tenants=tenants, proxies=proxies, relay=relay, start=start)
-            made.operator = await asyncio.to_thread(start)
-            yield made
-            await asyncio.to_thread(made.operator.kill)
+    async with (
+        pair(installed, namespace, databases) as tenants,
+        relayed(installed, tmp_path) as (relay, kubeconfig),
+        Proxy(databases.server.port) as one,
+        Proxy(databases.server.port) as two,
+    ):
+        proxies = dict(zip(POLICIES, (one, two), strict=True))
+        for name, tenant in tenants.items():
+            tenant.apply(
+                tenant.secret(name, port=str(proxies[name].port)),
+                database(name),
+                policy(name, "mv", databaseRef={"name": name}),
+            )
+        start = partial(operators.start, KUBECONFIG=kubeconfig)
+        made = Succession(tenants=tenants, proxies=proxies, relay=relay, start=start)
+        made.operator = await asyncio.to_thread(start)
+        yield made
+        await asyncio.to_thread(made.operator.kill)
 
 
 ONCE = {"ledger": 1, "bare": 1}

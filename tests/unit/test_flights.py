@@ -10,14 +10,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.refreshes import a_run
 from tests.unit.memory_api import Body
 from tests.unit.ports import FAILED, Told, VirtualClock, at
 from tests.unit.world import POLICY, World, key, until
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Isolation
-from matview_operator.api.view import Concurrently
-from matview_operator.domain.run import Run, slot_id
+from matview_operator.domain.run import slot_id
 from matview_operator.domain.slot import scheduled
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import Budget
@@ -27,15 +26,9 @@ from matview_operator.engine.ports import Key
 pytestmark = pytest.mark.looptime(noop_cycles=3)
 
 NAMES = "abcdefgh"
-A_RUN = Run(
-    view=ViewName("public", "v"),
-    tenant_id=None,
-    isolation=Isolation.SHARED,
-    tenant_setting="app.current_tenant_id",
-    concurrently=Concurrently.IF_POSSIBLE,
+A_RUN = a_run(
+    ViewName("public", "v"),
     timeout_seconds=600,
-    lock_timeout_millis=None,
-    allow_superuser=False,
     policy_uid=uuid.UUID(int=1),
     slot_id=slot_id(at(0)),
     due_at=at(0),

@@ -185,8 +185,7 @@ class Agenda:
     def _schedule(self, policy: Policy, due: datetime) -> None:
         try:
             self.schedule(policy)
-        except Exception:
-            # The timers are everybody's: one policy's bug must not stop them, nor its own next slot.
+        except Exception:  # The timers are everybody's: one policy's bug must not stop them, nor its own next slot.
             log.exception("slot not taken up", extra={"action": "schedule", "policy": str(policy.key)})
             self.timers.set(policy.key, max(due, self._clock.now()) + _AFTER_A_BUG)
 

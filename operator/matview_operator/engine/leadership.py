@@ -124,8 +124,7 @@ class Leadership:
                 # The write may have been done nevertheless: the next attempt reads first.
                 self._is_newest = False
                 self._tell(logging.WARNING, str(error) or "the API server does not answer")
-            except Exception:
-                # Whatever a Lease holds that somebody wrote, it ends no leadership but by its time.
+            except Exception:  # Whatever a Lease holds that somebody wrote, it ends no leadership but by its time.
                 self._is_newest = False
                 log.exception("no Lease", extra={"action": "leader_renew", "leader": self.holds()})
             return False

@@ -100,8 +100,7 @@ class Preflights:
             self._busy.add(database)
             try:
                 await self._look(database, keys)
-            except Exception:
-                # One database's surprise stops nobody else's preflight.
+            except Exception:  # One database's surprise stops nobody else's preflight.
                 log.exception("preflight failed", extra={"action": "preflight", "database": str(database)})
             finally:
                 self._busy.discard(database)

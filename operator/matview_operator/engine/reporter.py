@@ -135,8 +135,7 @@ class Reporter:
                 pause = error.retry_after or min(_LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(failures, 6))
                 log.warning("status not written: %s", error, extra={"action": "status_write", "object": str(ref.key)})
                 await asyncio.sleep(pause * self._random.uniform(0.5, 1.0) if error.retry_after is None else pause)
-            except Exception:
-                # The writers are everybody's: one document's surprise must not stop them.
+            except Exception:  # The writers are everybody's: one document's surprise must not stop them.
                 log.exception("status not written", extra={"action": "status_write", "object": str(ref.key)})
             finally:
                 self._writing.discard(ref)

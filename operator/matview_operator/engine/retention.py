@@ -61,7 +61,6 @@ class Retention:
                 problem.message,
                 extra={"action": "prune", "database": str(key), "reason": problem.reason},
             )
-        except Exception:
-            # One database's surprise stops nobody else's pruning.
+        except Exception:  # One database's surprise stops nobody else's pruning.
             log.exception("pruning failed", extra={"action": "prune", "database": str(key)})
         self._due[database.ref.uid] = now + again

@@ -125,8 +125,7 @@ class SlotRunner:
             cut_short = suspended is None and attempts.cut_short
             if not any(step.tells for step in attempts.steps):
                 return None
-        except Exception as error:
-            # Whatever it was, the policy's status says so, and a request is answered.
+        except Exception as error:  # Whatever it was, the policy's status says so, and a request is answered.
             log.exception("slot failed unexpectedly", extra={"action": "slot", "policy": str(policy.key)})
             rest = Problem(RefreshReason.INTERNAL_ERROR, f"{type(error).__name__} in the operator; see its log.")
             outcome = RefreshOutcome.FAILED

@@ -51,8 +51,7 @@ class Resync:
             for body in bodies:
                 try:
                     seen(body)
-                except Exception:
-                    # One object's surprise keeps nobody else from being refreshed.
+                except Exception:  # One object's surprise keeps nobody else from being refreshed.
                     log.exception("object not taken in", extra={"action": "load"})
         log.info("loaded %d policies and %d databases", len(policies), len(databases), extra={"action": "load"})
 

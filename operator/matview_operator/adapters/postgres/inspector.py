@@ -58,7 +58,7 @@ class Inspector:
                     return Inspection(server=facts, answers=answers, reads=reads)
                 finally:
                     await session.close()
-        except Exception as error:
+        except Exception as error:  # whatever a server answers becomes a problem of its own, told in the status
             problem = problem_of(error)
             if problem.reason is RefreshReason.INTERNAL_ERROR:
                 log.exception("unexpected error", extra={"action": "preflight_error"})

@@ -93,7 +93,7 @@ async def transaction(url: str) -> AsyncIterator[AsyncConnection]:
                 await connection.begin()
                 yield connection
                 await connection.commit()
-            except BaseException:
+            except BaseException:  # when it is cancelled, too: no connection is left behind
                 # The server rolls back when we are gone. SQLAlchemy would send ROLLBACK and wait for an answer, for
                 # ever if the peer is silent, unless it knows that there is no connection any more.
                 await close(raw)

@@ -91,7 +91,7 @@ async def check(url: str) -> Bookkeeping:
         return Bookkeeping.INSTALLED if version is not None and version.version_num >= newest else Bookkeeping.OUTDATED
     except Problem:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a server answers becomes a problem with a reason
         raise problem_of(error) from error
     finally:
         await session.close()

@@ -54,7 +54,7 @@ class LedgerPruner:
                 f"{deleted:,} old runs were deleted from the ledger in {seconds:g} s, and there are more; "
                 "the next time goes on.",
             ) from None
-        except Exception as error:
+        except Exception as error:  # whatever a server answers is this one database's problem
             problem = problem_of(error)
             if problem.reason is RefreshReason.INTERNAL_ERROR:
                 log.exception("unexpected error", extra={"action": "prune_error"})

@@ -80,7 +80,7 @@ class Session:
             if session is not None:
                 await session.close()
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it was: no connection is left behind, and the reason is told
             if session is not None:
                 await session.close()
             raise problem_of(error, connecting=True) from error
