@@ -184,7 +184,7 @@ def test_staleness_is_read_anew_at_each_scrape_and_ends_with_the_policy() -> Non
 def test_a_policys_age_is_of_its_stalest_view_and_of_its_creation_until_all_were_verified() -> None:
     spec = MatviewRefreshPolicySpec.model_validate(policy_spec("p", views=[{"name": "a"}, {"name": "b"}]))
     policy = Policy(
-        ref=ObjectRef(kind="MatviewRefreshPolicy", key=A, uid="u"),
+        ref=ObjectRef(kind="MatviewRefreshPolicy", key=A, uid="00000000-0000-4000-8000-000000000001"),
         generation=1,
         created_at=NOW,
         spec=spec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
@@ -25,7 +26,11 @@ def tenant(name: str) -> dict[str, Any]:
 def policy(name: str, *, views: str = "mv", namespace: str = "analytics", **fields: Any) -> Policy:
     spec = policy_spec(name, views=[{"name": view} for view in views.split()], **fields)
     return Policy(
-        ref=ObjectRef(kind="MatviewRefreshPolicy", key=Key(namespace, name), uid=f"uid-{namespace}-{name}"),
+        ref=ObjectRef(
+            kind="MatviewRefreshPolicy",
+            key=Key(namespace, name),
+            uid=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{namespace}/{name}")),
+        ),
         generation=1,
         created_at=EPOCH,
         spec=MatviewRefreshPolicySpec.model_validate(spec),
