@@ -235,7 +235,7 @@ async def test_what_a_try_has_left_that_was_rolled_back_is_not_forgotten(databas
     await session.rollback()
     await session.begin()
     await session.rows(queries.PATH)
-    session.note_in_use([0, 0], own_locks=0, own_sequences=0)
+    session.note_in_use("0 0", own_locks=0, own_sequences=0)
     await session.commit()
     assert session.needs_reset
     await session.close()

@@ -184,7 +184,7 @@ class Session:
 
         What is not the run's own, its view's query has left in the session.
         """
-        self._may_be_sullied |= in_use != [own_locks, own_sequences]
+        self._may_be_sullied |= in_use != f"{own_locks} {own_sequences}"
         self._ran_a_view = False
 
     def distrust(self) -> None:
