@@ -300,6 +300,23 @@ async def test_the_secret_is_read_once_for_a_slot_and_anew_for_the_next() -> Non
     assert runs.secrets.reads[key("db")] == 2
 
 
+async def test_slots_that_are_due_at_once_share_what_one_of_them_read_for_a_second() -> None:
+    runs = Runs()
+    policies = [runs.policy(f"p{number}", uid=uuid.uuid4(), views=views(f"v{number}")) for number in range(13)]
+    await asyncio.gather(*map(runs.start, policies))
+    assert [call.at for call in runs.executor.calls][-1] == at(1.2)
+    assert runs.secrets.reads[key("db")] == 2
+
+
+async def test_who_changes_a_secret_and_asks_for_a_refresh_has_it_by_the_new_one() -> None:
+    runs = Runs()
+    policy = runs.policy(views=views("a"))
+    await runs.run(policy)
+    runs.move("moved")
+    await runs.run(policy, requested("now", now=runs.clock.now(), starting_deadline_seconds=60))
+    assert [(call.at, call.target.host) for call in runs.executor.calls] == [(at(0), "db"), (at(0.1), "moved")]
+
+
 async def test_a_slots_retry_reads_the_secret_anew_and_the_views_after_it_use_what_it_read() -> None:
     runs = Runs()
     runs.executor.seconds = 1

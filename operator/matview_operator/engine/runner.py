@@ -104,7 +104,8 @@ class SlotRunner:
             newer=newer,
             waits=waits,
         )
-        where = self._targets.of_slot(key)
+        age = (self._clock.now() - slot.due_at).total_seconds()
+        where = self._targets.of_slot(key, due_at=asyncio.get_running_loop().time() - age)
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
         cut_short = False

@@ -77,10 +77,11 @@ class _Known:
 class Targets:
     """Reads the Secrets of databases, and remembers where they led.
 
-    For a second that serves slots that are due at the same time: a thousand policies of one database would read its
-    Secret a thousand times, which is as much work for the API server as their refreshes are for PostgreSQL. For a
-    quarter of an hour it serves when the API server cannot be asked: refreshes go on through an outage of ten minutes,
-    because at least every five a preflight has read the Secrets before it.
+    For a second that serves slots that were due before: a thousand policies of one database that are due at once would
+    read its Secret a thousand times, which is as much work for the API server as their refreshes are for PostgreSQL.
+    Who changes a Secret and asks for a refresh then has it by the new one. For a quarter of an hour it serves when the
+    API server cannot be asked: refreshes go on through an outage of ten minutes, because at least every five a
+    preflight has read the Secrets before it.
     """
 
     def __init__(self, *, secrets: Secrets, destinations: Destinations) -> None:
@@ -88,9 +89,9 @@ class Targets:
         self._destinations = destinations
         self._known: dict[Key, _Known] = {}
 
-    def of_slot(self, key: Key) -> SlotTarget:
-        """Return the target of one slot."""
-        return SlotTarget(key=key, targets=self)
+    def of_slot(self, key: Key, *, due_at: float) -> SlotTarget:
+        """Return the target of one slot, which was due then on the loop's clock."""
+        return SlotTarget(key=key, targets=self, due_at=due_at)
 
     async def resolve(self, spec: MatviewDatabaseSpec, key: Key, *, patiently: bool = False) -> ConnectionTarget:
         """Where the database is, as its Secrets say now; raises Problem.
@@ -121,10 +122,10 @@ class Targets:
         self._known[key] = _Known(spec=spec, target=target, read_at=began, expiry=expiry)
         return target
 
-    def read_since(self, spec: MatviewDatabaseSpec, key: Key, *, seconds: float) -> ConnectionTarget | None:
-        """What the Secrets of this very spec said within so many seconds, if they were read."""
+    def read_since(self, spec: MatviewDatabaseSpec, key: Key, *, moment: float) -> ConnectionTarget | None:
+        """What the Secrets of this very spec said when they were read, if that began then or later."""
         known = self._known.get(key)
-        if known is None or known.spec != spec or asyncio.get_running_loop().time() - known.read_at > seconds:
+        if known is None or known.spec != spec or known.read_at < moment:
             return None
         return known.target
 
@@ -137,9 +138,10 @@ class Targets:
 class SlotTarget:
     """Where one slot's views are refreshed: the Secrets are read with the first view, and forgotten with the slot."""
 
-    def __init__(self, *, key: Key, targets: Targets) -> None:
+    def __init__(self, *, key: Key, targets: Targets, due_at: float) -> None:
         self.key = key
         self._targets = targets
+        self._due_at = due_at
         self._spec: MatviewDatabaseSpec | None = None
         self._kept: ConnectionTarget | Problem | None = None
         self._fresh = False
@@ -148,8 +150,10 @@ class SlotTarget:
 
     async def of(self, spec: MatviewDatabaseSpec) -> ConnectionTarget:
         """Return what was read in this slot, unless the MatviewDatabase changed since; raises Problem."""
-        is_shared = self._spec != spec
-        kept = self._targets.read_since(spec, self.key, seconds=_SHARED_SECONDS) if is_shared else self._kept
+        kept = self._kept
+        if self._spec != spec:
+            oldest = max(self._due_at, asyncio.get_running_loop().time() - _SHARED_SECONDS)
+            kept = self._targets.read_since(spec, self.key, moment=oldest)
         self._fresh = False
         if kept is None:
             kept = await self._read(spec)
@@ -182,8 +186,7 @@ class SlotTarget:
             if problem.reason is RefreshReason.CONNECTION_FAILED:
                 raise
             return problem
-        took = asyncio.get_running_loop().time() - began
-        self._fresh = self._targets.read_since(spec, self.key, seconds=took) is not None
+        self._fresh = self._targets.read_since(spec, self.key, moment=began) is not None
         return target
 
 
