@@ -30,6 +30,7 @@ EVERY_FEW_SECONDS = {
     "tenant-a/reconciliation": 10,
     "tenant-b/revenue": 10,
     "tenant-b/channels": 20,
+    "tenant-b/reconciliation": 10,
 }
 CLEAN = "Stopped: no process, port or file of the demo is left."
 
@@ -128,13 +129,15 @@ def table(output: str) -> dict[str, list[int]]:
 def test_a_demo_with_an_end_exits_0_when_every_slot_was_refreshed_or_covered(pair: Pair) -> None:
     assert pair.visited.exit_code == 0, pair.visited.output
     counts = table(pair.visited.output)
-    assert counts.keys() == EVERY_FEW_SECONDS.keys() | {"tenant-a/attribution", "tenant-b/reconciliation"}
+    assert counts.keys() == EVERY_FEW_SECONDS.keys() | {"tenant-a/attribution"}
     for policy, (due, refreshed, covered, failed, missed) in counts.items():
         assert (due, failed, missed) == (refreshed + covered, 0, 0), policy
     for policy, seconds in EVERY_FEW_SECONDS.items():
         # A visitor may have suspended it for a moment.
         assert counts[policy][0] >= max(1, 30 // seconds - 3), policy
-    assert sum(row[2] for row in counts.values()) > 0, "no slot was covered by another tenant's run"
+    # Every ten seconds both tenants are due with that one view.
+    covered = [counts[f"{tenant}/reconciliation"][2] for tenant in ("tenant-a", "tenant-b")]
+    assert sum(covered) >= 2, counts
 
 
 def test_it_shows_a_view_that_lags_and_becomes_fresh(pair: Pair) -> None:
