@@ -29,7 +29,6 @@ EVERY_FEW_SECONDS = {
     "tenant-a/daily-revenue": 15,
     "tenant-a/reconciliation": 10,
     "tenant-b/revenue": 10,
-    "tenant-b/channels": 20,
     "tenant-b/reconciliation": 10,
 }
 CLEAN = "Stopped: no process, port or file of the demo is left."
@@ -129,7 +128,7 @@ def table(output: str) -> dict[str, list[int]]:
 def test_a_demo_with_an_end_exits_0_when_every_slot_was_refreshed_or_covered(pair: Pair) -> None:
     assert pair.visited.exit_code == 0, pair.visited.output
     counts = table(pair.visited.output)
-    assert counts.keys() == EVERY_FEW_SECONDS.keys() | {"tenant-a/attribution"}
+    assert counts.keys() == EVERY_FEW_SECONDS.keys() | {"tenant-a/attribution", "tenant-b/channels"}
     for policy, (due, refreshed, covered, failed, missed) in counts.items():
         assert (due, failed, missed) == (refreshed + covered, 0, 0), policy
     for policy, seconds in EVERY_FEW_SECONDS.items():
