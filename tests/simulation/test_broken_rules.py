@@ -161,7 +161,7 @@ def timers_that_fire_once(patch: pytest.MonkeyPatch) -> None:
 def a_timer_loop_that_ends(patch: pytest.MonkeyPatch) -> None:
     async def run(self: Timers) -> None:
         self.last_beat = self._clock.now()
-        self._fire_due(self.last_beat)
+        self._fire_next(self.last_beat)
 
     patch.setattr(Timers, "run", run)
 

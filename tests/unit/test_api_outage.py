@@ -93,6 +93,22 @@ async def test_what_was_remembered_and_is_refused_is_read_however_long_that_take
         ]
 
 
+@pytest.mark.parametrize(("seconds", "reads", "begun"), [(0.5, 1, 0.5), (10, 0, 3)])
+async def test_slots_that_are_due_at_once_wait_for_one_read_and_none_longer_than_it_waits(
+    seconds: float, reads: int, begun: float
+) -> None:
+    async with World() as world:
+        place = world.database(limits={"maxConcurrentRefreshes": 4, "minIntervalSeconds": 0})
+        for number in range(4):
+            world.policy(f"p{number}", views=[{"name": f"v{number}"}])
+        await until(45)
+        before = world.secrets.reads[place]
+        world.secrets.seconds = seconds
+        await until(75)
+        assert world.secrets.reads[place] - before == reads  # of those that were answered
+        assert [call.at for call in world.executor.calls[4:]] == [at(60 + begun)] * 4
+
+
 async def test_a_rival_that_comes_while_the_secret_is_read_is_seen() -> None:
     async with World() as world:
         world.database()

@@ -284,6 +284,7 @@ async def test_who_is_due_while_an_older_run_hangs_asks_the_server_at_its_deadli
 async def test_a_lock_that_somebody_else_holds_is_asked_for_by_one_of_them() -> None:
     async with World() as world:
         world.database()
+        world.secrets.seconds = 0.01  # so that all are due before the first one has asked
         places = shared(world, 8, startingDeadlineSeconds=29)
         world.executor.held_until["v"] = at(33)
         await until(31 - 0.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from matview_operator.api.database import MatviewDatabaseSpec
@@ -74,6 +74,16 @@ class _Known:
     expiry: asyncio.TimerHandle
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """A read of a database's Secrets that is under way."""
+
+    spec: MatviewDatabaseSpec
+    began_at: float
+    """On the loop's clock."""
+    ended: asyncio.Event
+
+
 class Targets:
     """Reads the Secrets of databases, and remembers where they led.
 
@@ -88,22 +98,31 @@ class Targets:
         self._secrets = secrets
         self._destinations = destinations
         self._known: dict[Key, _Known] = {}
+        self._readings: dict[Key, _Reading] = {}
 
     def of_slot(self, key: Key, *, due_at: float) -> SlotTarget:
         """Return the target of one slot, which was due then on the loop's clock."""
         return SlotTarget(key=key, targets=self, due_at=due_at)
 
-    async def resolve(self, spec: MatviewDatabaseSpec, key: Key, *, patiently: bool = False) -> ConnectionTarget:
-        """Where the database is, as its Secrets say now; raises Problem.
+    async def resolve(
+        self, spec: MatviewDatabaseSpec, key: Key, *, since: float | None = None, patiently: bool = False
+    ) -> ConnectionTarget:
+        """Where the database is, as its Secrets say now, or said when they were read `since` then; raises Problem.
 
         Not for long an API server is waited for that does not answer, unless `patiently`.
         """
+        asked_at = asyncio.get_running_loop().time()
+        if since is not None:
+            shared = await self._shared(spec, key, since=since)
+            if shared is not None:
+                return shared
         known = self._known.get(key)
         if known is not None and known.spec != spec:
             known = None
-        began = asyncio.get_running_loop().time()
+        reading = _Reading(spec=spec, began_at=asyncio.get_running_loop().time(), ended=asyncio.Event())
+        self._readings[key] = reading
         try:
-            async with asyncio.timeout(None if known is None or patiently else _PATIENCE_SECONDS):
+            async with asyncio.timeout_at(None if known is None or patiently else asked_at + _PATIENCE_SECONDS):
                 target = await resolve(spec, key, self._secrets, self._destinations)
         except (SecretUnread, TimeoutError):
             if known is None:
@@ -117,10 +136,13 @@ class Targets:
         except Problem:
             self._forget(key)
             raise
-        self._forget(key)
-        expiry = asyncio.get_running_loop().call_later(REMEMBERED_SECONDS, self._forget, key)
-        self._known[key] = _Known(spec=spec, target=target, read_at=began, expiry=expiry)
-        return target
+        else:
+            self._remember(key, reading, target)
+            return target
+        finally:
+            reading.ended.set()
+            if self._readings.get(key) is reading:
+                del self._readings[key]
 
     def read_since(self, spec: MatviewDatabaseSpec, key: Key, *, moment: float) -> ConnectionTarget | None:
         """What the Secrets of this very spec said when they were read, if that began then or later."""
@@ -128,6 +150,20 @@ class Targets:
         if known is None or known.spec != spec or known.read_at < moment:
             return None
         return known.target
+
+    async def _shared(self, spec: MatviewDatabaseSpec, key: Key, *, since: float) -> ConnectionTarget | None:
+        """Who comes while somebody reads waits for that, for a second, rather than to read the same."""
+        reading = self._readings.get(key)
+        if reading is not None and reading.spec == spec and reading.began_at >= since:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SHARED_SECONDS):
+                    await reading.ended.wait()
+        return self.read_since(spec, key, moment=since)
+
+    def _remember(self, key: Key, reading: _Reading, target: ConnectionTarget) -> None:
+        self._forget(key)
+        expiry = asyncio.get_running_loop().call_later(REMEMBERED_SECONDS, self._forget, key)
+        self._known[key] = _Known(spec=reading.spec, target=target, read_at=reading.began_at, expiry=expiry)
 
     def _forget(self, key: Key) -> None:
         known = self._known.pop(key, None)
@@ -150,13 +186,12 @@ class SlotTarget:
 
     async def of(self, spec: MatviewDatabaseSpec) -> ConnectionTarget:
         """Return what was read in this slot, unless the MatviewDatabase changed since; raises Problem."""
-        kept = self._kept
-        if self._spec != spec:
-            oldest = max(self._due_at, asyncio.get_running_loop().time() - _SHARED_SECONDS)
-            kept = self._targets.read_since(spec, self.key, moment=oldest)
+        is_first = self._spec != spec
+        kept = None if is_first else self._kept
         self._fresh = False
         if kept is None:
-            kept = await self._read(spec)
+            oldest = max(self._due_at, asyncio.get_running_loop().time() - _SHARED_SECONDS)
+            kept = await self._read(spec, since=oldest if is_first else None)
         self._spec, self._kept = spec, kept
         if isinstance(kept, Problem):
             raise kept
@@ -176,11 +211,13 @@ class SlotTarget:
         """Have the next view, or the next attempt, read anew."""
         self._kept = None
 
-    async def _read(self, spec: MatviewDatabaseSpec, *, patiently: bool = False) -> ConnectionTarget | Problem:
+    async def _read(
+        self, spec: MatviewDatabaseSpec, *, since: float | None = None, patiently: bool = False
+    ) -> ConnectionTarget | Problem:
         self._kept = None
         began = asyncio.get_running_loop().time()
         try:
-            target = await self._targets.resolve(spec, self.key, patiently=patiently)
+            target = await self._targets.resolve(spec, self.key, since=since, patiently=patiently)
         except Problem as problem:
             # What a person must mend holds for the slot's other views; the next may find the API server well again.
             if problem.reason is RefreshReason.CONNECTION_FAILED:

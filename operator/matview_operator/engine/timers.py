@@ -12,8 +12,6 @@ from matview_operator.engine.ports import Clock, Key
 
 LONGEST_SLEEP_SECONDS = 1.0
 """The wall clock is looked at this often, so that one that is set forward delays nothing for long."""
-_FIRED_AT_ONCE = 100
-"""Then the event loop gets its turn: what was fired begins while thousands more are due."""
 _STALE_ENTRIES = 1000
 _STEP_BACK = timedelta(seconds=1)
 """Less is a clock that is being kept right."""
@@ -74,10 +72,12 @@ class Timers:
             self.last_beat = now
             if before is not None and before - now > _STEP_BACK:
                 self._set_back()
-            self._fire_due(now)
-            if not self._is_behind():
-                self._caught_up.set()
-            self._changed.clear()  # after firing, which sets it: the wait below must let others have their turn
+            self._fire_next(now)
+            if self._is_behind():
+                await asyncio.sleep(0)  # what was fired begins while thousands more are due
+                continue
+            self._caught_up.set()
+            self._changed.clear()  # after firing, which sets it
             pause = LONGEST_SLEEP_SECONDS
             if self._heap:
                 pause = min(pause, max(0.0, (self._heap[0][0] - self._clock.now()).total_seconds()))
@@ -90,11 +90,10 @@ class Timers:
     def _is_behind(self) -> bool:
         return bool(self._heap) and self._heap[0][0] <= self._clock.now()
 
-    def _fire_due(self, now: datetime) -> None:
-        for _ in range(_FIRED_AT_ONCE):
-            if not self._heap or self._heap[0][0] > now:
-                break
+    def _fire_next(self, now: datetime) -> None:
+        while self._heap and self._heap[0][0] <= now:
             due, key = heapq.heappop(self._heap)
             if self._due.get(key) == due:
                 del self._due[key]
                 self._fire(key, due)
+                break
