@@ -132,7 +132,7 @@ class MemoryExecutor:
             (told,) = stop.args
             how = Told(outcome=told.outcome, reason=told.error_type)
             raise asyncio.CancelledError(*(self._result(each, started_at, how) for each in runs)) from None
-        return tuple(results)
+        return tuple(result.model_copy(update={"started_at": started_at}) for result in results)
 
     def _result(self, run: Run, started_at: datetime, told: Told | None) -> RefreshResult:
         said = told or Told(outcome=RefreshOutcome.SUCCESS)

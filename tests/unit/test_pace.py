@@ -129,6 +129,29 @@ async def test_what_refreshed_nothing_does_not_count() -> None:
         assert begun(world) == [30, 60]
 
 
+async def test_what_failed_before_the_server_was_asked_does_not_count() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 200})
+        world.policy(**every(30), views=[{"name": "mv", "dependsOn": [{"name": "other"}]}])
+        await until(50)
+        assert begun(world) == []  # nobody names the other one
+        world.policy("other", **every(3600))
+        await until(65)
+        assert begun(world) == [50.1]  # at once: see test_retries.py
+
+
+async def test_a_group_waits_for_the_interval_unless_its_views_were_refreshed_together() -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 1, "minIntervalSeconds": 20})
+        both = {"views": [{"name": "x"}, {"name": "y"}], "consistency": "Group"}
+        world.policy("a", **every(60), **of("x"))
+        world.policy("b", **every(60), **both)
+        world.policy("c", **every(60), **both)
+        await until(119)
+        # To the third one the ledger says that it is covered; here that is another run.
+        assert (begun(world, "x"), begun(world, "y")) == ([60, 80, 80.2], [80.1, 80.3])
+
+
 async def test_a_slot_that_may_not_wait_so_long_is_missed_and_says_why() -> None:
     async with World() as world:
         world.database(limits={"minIntervalSeconds": 40})

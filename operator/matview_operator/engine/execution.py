@@ -13,7 +13,7 @@ from matview_operator.domain.run import Run, group_timeout
 from matview_operator.engine.ports import Executor
 from matview_operator.engine.targets import SlotTarget
 
-_NOT_LET_IN = frozenset(
+NOT_LET_IN = frozenset(
     {
         RefreshReason.AUTHENTICATION_FAILED,
         RefreshReason.CONNECT_REJECTED,
@@ -40,7 +40,7 @@ async def execute(
     target = await where.of(database)
     check()
     results = await _once(executor, runs, target=target, spec=spec, database=database)
-    if any(result.error_type in _NOT_LET_IN for result in results):
+    if any(result.error_type in NOT_LET_IN for result in results):
         other = await where.instead_of(target, spec=database)
         if other is not None:
             check()

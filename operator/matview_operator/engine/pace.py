@@ -6,10 +6,12 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
+from matview_operator.api.policy import Consistency
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.slot import Slot, is_fresh
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
+from matview_operator.engine.execution import NOT_LET_IN
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy, Registry
 
@@ -21,12 +23,29 @@ _NO_REFRESH = frozenset(
         RefreshOutcome.SKIPPED_UPSTREAM,
     }
 )
+_NOT_BEGUN = NOT_LET_IN | {
+    RefreshReason.DATABASE_NOT_FOUND,
+    RefreshReason.DATABASE_NOT_READY,
+    RefreshReason.DATABASE_SUSPENDED,
+    RefreshReason.DEPENDENCY_CYCLE,
+    RefreshReason.DEPENDENCY_MISSING,
+    RefreshReason.HOST_NOT_ALLOWED,
+    RefreshReason.INVALID_SPEC,
+    RefreshReason.SECRET_FORBIDDEN,
+    RefreshReason.SECRET_INVALID,
+    RefreshReason.SECRET_NOT_FOUND,
+    RefreshReason.SHARED_VIEW,
+    RefreshReason.SHUTDOWN,
+}
+"""Failures that the server knows nothing of, and what we ourselves stopped: that is made up for at once."""
 _FORGOTTEN_AT_ONCE = 1000
 
 
 class _Begun(NamedTuple):
     at: datetime
     fresh: bool
+    started_at: datetime
+    """As it was told: views of one transaction have the same."""
 
 
 class Pace:
@@ -52,17 +71,19 @@ class Pace:
         named = self._registry.named_views()
         if len(self._begun) > len(named) + _FORGOTTEN_AT_ONCE:
             self._begun = {place: begun for place, begun in self._begun.items() if place in named}
-        self._begun[database, view] = _Begun(at, is_fresh(result.outcome))
+        self._begun[database, view] = _Begun(at, is_fresh(result.outcome), result.started_at)
 
     def next_start(self, policy: Policy, slot: Slot, *, least: timedelta, ledger: bool) -> datetime | None:
         """When the slot's views may be refreshed again; None if they were not yet.
 
         A view that was refreshed since the slot was due keeps nothing waiting: where there is a ledger it will say that
-        that run covers the slot.
+        that run covers the slot. Of a group it says so if all of its views were refreshed together.
         """
         if policy.spec is None or policy.database_key is None:
             return None
         begun = [self._last(policy, policy.database_key, view) for view in views_of(policy.spec)]
+        if policy.spec.consistency is Consistency.GROUP:
+            ledger = ledger and len({each and each.started_at for each in begun}) == 1
         counted = [
             each.at for each in begun if each is not None and not (ledger and each.fresh and each.at >= slot.due_at)
         ]
@@ -76,10 +97,10 @@ class Pace:
             if (told.schema_name, told.name) != (view.schema, view.name):
                 continue
             if told.started_at is not None and told.outcome is not None and _counts(told.outcome, told.reason):
-                return _Begun(told.started_at, is_fresh(told.outcome))
+                return _Begun(told.started_at, is_fresh(told.outcome), told.started_at)
         return None
 
 
 def _counts(outcome: RefreshOutcome, reason: str | None) -> bool:
-    """Whether it was a refresh; what we ourselves stopped is made up for at once."""
-    return outcome not in _NO_REFRESH and reason not in (RefreshReason.SHUTDOWN, RefreshReason.DATABASE_SUSPENDED)
+    """Whether it was a refresh, which may have failed."""
+    return outcome not in _NO_REFRESH and reason not in _NOT_BEGUN
