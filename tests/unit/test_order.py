@@ -9,6 +9,7 @@ import pytest
 from tests.unit.ports import COVERED, EPOCH, FAILED, UNKNOWN, Told, at
 from tests.unit.world import POLICY, World, key, until
 
+from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.precedence import Precedence
@@ -59,6 +60,20 @@ async def test_gate_2c_a_chain_over_three_policies_goes_in_order_whichever_timer
         await until(31)
         assert times(world) == [("a", 30), ("b", 30.1), ("c", 30.2)]
         assert {world.api.status(key(name))["history"][0]["outcome"] for name in names} == {"SUCCESS"}
+
+
+async def test_what_has_to_wait_once_more_when_it_has_its_place_is_waited_for_all_the_same() -> None:
+    async with World() as world:
+        world.inspector.facts["bookkeeping"] = Bookkeeping.MISSING
+        world.inspector.reads = {"d": "c"}
+        world.database(limits={"maxConcurrentRefreshes": 1, "minIntervalSeconds": 20})
+        world.policy("p1", views=views("b"))
+        world.policy("p2", views=views("c", "b"))
+        world.policy("p3", views=views("d"), startingDeadlineSeconds=29)
+        world.executor.slow["b"] = 1
+        await until(59)
+        # The second has its turn when b was refreshed, and its own b would come too soon.
+        assert times(world) == [("b", 30), ("c", 50), ("d", 50.1)]
 
 
 async def test_gate_2c_what_is_due_is_waited_for_though_its_timer_has_not_fired_yet() -> None:

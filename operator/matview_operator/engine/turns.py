@@ -19,6 +19,7 @@ from matview_operator.domain.run import SlotId
 from matview_operator.domain.slot import Slot, is_fresh, is_stopped
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
+from matview_operator.engine.holds import Held
 from matview_operator.engine.lines import Blame, Due, Failure, Gathering, Line, Part, Step, Walk
 from matview_operator.engine.order import Order
 from matview_operator.engine.ports import Clock, Key
@@ -49,8 +50,11 @@ class Work(Due):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nobody waits for it any more."""
-        self.turns.leave(self)
+        """Nobody waits for it any more, unless it stays due."""
+        if isinstance(error, Held):
+            self.turns.rest(self)
+        else:
+            self.turns.leave(self)
 
     async def begin(self) -> None:
         """Find out what the steps wait for."""
@@ -131,6 +135,12 @@ class Turns:
         """Take what is left of it out of the lines."""
         for view in views_of(work.policy.spec) if work.policy.spec is not None else ():
             self._close(work, view)
+
+    def rest(self, work: Work) -> None:
+        """Have it wait in its lines as if it had never been begun."""
+        for view in views_of(work.policy.spec) if work.policy.spec is not None else ():
+            for part in self._parts(work, (view,)):
+                part.waits, part.asked = True, None
 
     def ahead_of(self, work: Work, step: Step) -> list[Gathering]:
         """What a step waits for, as of now: what comes up later is not waited for, or it might never have its turn."""
