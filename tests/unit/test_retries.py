@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from tests.unit.ports import FAILED, LOCK_HELD, UNKNOWN, Told, at
 from tests.unit.world import POLICY, World, until
 
+from matview_operator.api.model import REQUESTED_AT
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.domain.errors import Problem
 from matview_operator.engine.ports import Key
@@ -453,6 +455,29 @@ async def test_a_failed_slot_is_run_again_once_however_often_all_is_found_well()
         await until(FIRST + 2900)
         assert len(world.executor.calls) == 2
         assert world.api.status(place)["consecutiveFailures"] == 1
+
+
+@pytest.mark.parametrize("deadline", [80, 1000])
+async def test_a_request_that_does_the_work_of_a_slot_that_waits_to_be_run_again_settles_it(deadline: int) -> None:
+    async with World() as world:
+        world.database(inventory={"checkIntervalSeconds": 40}, limits={"minIntervalSeconds": 100})
+        spec: dict[str, Any] = {
+            "schedule": HOURLY,
+            "views": [{"name": "a"}, {"name": "mv"}],
+            "startingDeadlineSeconds": deadline,
+        }
+        place = world.policy("p", **spec)
+        world.inspector.answers["mv"] = Problem(RefreshReason.VIEW_NOT_FOUND, "There is no mv.")
+        world.executor.script["mv"] = [NOT_FOUND]
+        await until(FIRST + 10)
+        del world.inspector.answers["mv"]
+        await until(FIRST + 60)  # it waits for the interval since its own a
+        world.policy("p", annotations={REQUESTED_AT: "now"}, **spec)
+        await until(FIRST + 500)
+        assert world.executor.views == ["a", "mv", "a", "mv"]
+        assert world.metrics.missed == {}
+        assert world.api.status(place).get("missedSlots") is None
+        assert [entry["outcome"] for entry in world.api.status(place)["history"]] == ["SUCCESS", "FAILED"]
 
 
 @pytest.mark.parametrize("why", ["late", "superseded", "suspended"])

@@ -234,7 +234,7 @@ class Agenda:
     def _may_work(self, policy: Policy, slot: Slot) -> bool:
         """Whether there is still something to do; a request's work is told before it begins."""
         if slot.request is None:
-            return policy.spec is not None
+            return policy.spec is not None and not self._recoveries.is_done(policy.key, slot)
         policy.held_request = None
         if policy.spec is None or slot.request != policy.request or slot.request == policy.status.last_handled_request:
             return False  # superseded, withdrawn or answered while it waited

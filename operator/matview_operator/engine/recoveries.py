@@ -34,6 +34,8 @@ class _Failed:
     mendable: bool
     """Whether a view failed for what a preflight sees."""
     run_again: bool = False
+    done: bool = False
+    """Whether a request did its work while it waited to be run again."""
 
 
 class Recoveries:
@@ -53,8 +55,9 @@ class Recoveries:
     def ended(self, key: Key, report: SlotReport, *, begun: Begun) -> None:
         """Remember a slot that failed; one that was run again, or that a request did the work of, is done with."""
         if report.slot.request is not None:
-            if report.fresh:
-                self._failed.pop(key, None)
+            failed = self._failed.get(key)
+            if failed is not None and report.fresh:
+                failed.run_again = failed.done = True
         elif self.is_again(key, report.slot):
             del self._failed[key]
         elif report.failed and not report.broken_off:
@@ -89,6 +92,10 @@ class Recoveries:
         """Whether this slot has been run, and is to be run again."""
         failed = self._failed.get(key)
         return failed is not None and failed.run_again and failed.report.slot == slot
+
+    def is_done(self, key: Key, slot: Slot) -> bool:
+        """Whether this slot was to be run again, and need not be any more."""
+        return self.is_again(key, slot) and self._failed[key].done
 
     def former(self, key: Key, slot: Slot) -> Mapping[ViewName, RefreshResult]:
         """How a slot that is run again has ended before."""
