@@ -28,10 +28,10 @@ class Book:
     """Slots whose end was stored."""
     missed_too: set[datetime] = field(default_factory=set)
     """Those of them that count as missed as well: a lock was held until the deadline."""
-    told: set[tuple[str, datetime]] = field(default_factory=set)
-    """Correlation id and start, to the second, of each entry of the history."""
-    answers: dict[str, RefreshOutcome] = field(default_factory=dict)
-    """By correlation id and view: what the executor said last."""
+    told: set[tuple[str, datetime, RefreshOutcome]] = field(default_factory=set)
+    """Correlation id, start, to the second, and outcome of each entry of the history."""
+    answers: dict[str, tuple[RefreshOutcome, str, bool]] = field(default_factory=dict)
+    """By correlation id and view: what the executor said last, to which process, and whether the slot was told then."""
     requests: list[str] = field(default_factory=list)
     """Tokens that were answered, in order."""
 
@@ -43,9 +43,11 @@ class Accounts:
         self._ground = ground
         self.books: defaultdict[str, Book] = defaultdict(Book)
 
-    def answered(self, uid: str, run: Run, result: RefreshResult) -> None:
+    def answered(self, process: str, uid: str, run: Run, result: RefreshResult) -> None:
         """The executor's last word on a view in a slot."""
-        self.books[uid].answers[f"{run.correlation_id} {run.view}"] = result.outcome
+        book = self.books[uid]
+        told = run.due_at in book.handled
+        book.answers[f"{run.correlation_id} {run.view}"] = result.outcome, process, told
 
     def stored(self, ref: ObjectRef, status: Status) -> None:
         """A status was written: it must not fall back behind the one before."""
@@ -78,7 +80,7 @@ class Accounts:
 
     def _read_history(self, book: Book, status: MatviewRefreshPolicyStatus) -> None:
         for index, entry in enumerate(status.history):
-            told = entry.correlation_id or "", entry.started_at.replace(microsecond=0)
+            told = entry.correlation_id or "", entry.started_at.replace(microsecond=0), entry.outcome
             if told in book.told:
                 break
             book.told.add(told)

@@ -45,11 +45,11 @@ class Cluster:
             self.written(ref, status)
             return version
 
-        return await self._ask(store)
+        return await self.ask(store)
 
     async def read(self, *, namespace: str, name: str, field: str) -> Mapping[str, bytes]:
         try:
-            return await self._ask(lambda: self.secrets.read(namespace=namespace, name=name, field=field))
+            return await self.ask(lambda: self.secrets.read(namespace=namespace, name=name, field=field))
         except ApiUnavailable as error:
             raise Problem(RefreshReason.CONNECTION_FAILED, f"Secret {name} could not be read: {error}") from None
 
@@ -59,9 +59,9 @@ class Cluster:
         async def found() -> list[Body]:
             return [body for (of, _), body in self.api.objects.items() if of == kind]
 
-        return await self._ask(found)
+        return await self.ask(found)
 
-    async def _ask(self, act: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def ask(self, act: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """A request that was sent is worked on, though who sent it is dead by then."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.ground.loop.after(self.ground.latency(), self._serve, act, answer)

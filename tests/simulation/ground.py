@@ -42,6 +42,8 @@ class Ground:
         """When the operators' clock was last set, in the loop's time."""
         self.deaths = 0
         """How many processes have ended."""
+        self.takeovers = 0
+        """How often a process became the leader."""
         self.violations: list[str] = []
         self._hash = blake2b(digest_size=8)
         self._told = told

@@ -9,9 +9,11 @@ from random import Random
 from tests.simulation.accounts import Accounts
 from tests.simulation.cluster import Cluster
 from tests.simulation.ground import Ground
-from tests.simulation.judge import DATABASE, POLICY, Judge
+from tests.simulation.judge import Judge
+from tests.simulation.lease import SharedLease
 from tests.simulation.objects import NAMESPACES, SERVERS, Draw, place, secret_of
 from tests.simulation.process import Process
+from tests.simulation.seen import DATABASE, POLICY
 from tests.simulation.server import Server
 from tests.simulation.verdict import Verdict
 
@@ -29,10 +31,11 @@ class History:
         self.ground = ground
         self.cluster = Cluster(ground)
         self.accounts = Accounts(ground)
-        self.judge = Judge(ground, accounts=self.accounts, objects=self.cluster.api.objects)
+        self.processes: list[Process] = []
+        self.judge = Judge(ground, accounts=self.accounts, objects=self.cluster.api.objects, processes=self.processes)
         self.cluster.written = self.accounts.stored
         draw = self._random = Random(seed)  # noqa: S311 - to be the same each time
-        self.seconds = draw.choice((600, 600, 600, 600, 600, 900, 900, 1200, 3600))
+        self.seconds = draw.choice((300, 300, 400, 400, 600, 600, 600, 900, 1800))
         self._draw = Draw(draw, slots=draw.choice((3, 5, 8)), seconds=self.seconds)
         self._trouble = draw.choice((0.0, 0.0, 0.02, 0.1, 0.3))
         self._places = draw.choice((2, 3, 4, 32))
@@ -43,7 +46,10 @@ class History:
             )
             for host in SERVERS[: draw.randrange(1, 4)]
         }  # fmt: skip
-        self.process = self._new_process(1)
+        # Two stand by for each other; one, for itself.
+        self._lease = SharedLease(self.cluster) if draw.random() < 0.3 else None
+        self._started = 0
+        self.processes += [self._new_process() for _ in range(1 if self._lease is None else 2)]
         self._policies = [f"p{number}" for number in range(draw.choice((2, 2, 3, 3, 4, 5)))]
         self._databases = [f"db{number}" for number in range(draw.randrange(1, 3))]
         self._namespaces = NAMESPACES[: draw.choice((1, 1, 2))]
@@ -60,7 +66,8 @@ class History:
             for name in self._policies:
                 if draw.random() < 0.8:
                     self._put_policy(place(namespace, name))
-        self.process.start()
+        for process in self.processes:
+            process.start()
         acts: list[Callable[[], None]] = [
             *[self._user_acts] * draw.randrange(8),
             *draw.choices(
@@ -79,21 +86,29 @@ class History:
         self._heal()
         await asyncio.sleep(_QUIET_SECONDS)
         self._look()
-        Verdict(self.ground, cluster=self.cluster, process=self.process, accounts=self.accounts).pronounce()
+        leaders = [process for process in self.processes if process.alive and process.leads()]
+        if len(leaders) != 1:
+            self.ground.violate(f"{len(leaders)} processes lead")
+        for process in leaders:
+            Verdict(self.ground, cluster=self.cluster, process=process, accounts=self.accounts).pronounce()
 
-    def _new_process(self, number: int) -> Process:
+    def _new_process(self) -> Process:
+        self._started += 1
         return Process(
-            number,
+            self._started,
             ground=self.ground,
             cluster=self.cluster,
             servers=self.servers,
             observer=self.judge,
             places=self._places,
+            lease=self._lease,
+            lost=self._restart_later,
         )
 
     def _look(self) -> None:
-        if self.process.alive and not self.process.life.paused:
-            self.judge.look(self.process)
+        for process in self.processes:
+            if process.alive and not process.life.paused and process.leads():
+                self.judge.look(process)
 
     def _heal(self) -> None:
         self.ground.tell("all is well from now on")
@@ -103,7 +118,8 @@ class History:
                 del server.locks[view]
         self._find_api()
         self.cluster.trouble = self.cluster.watch_trouble = 0.0
-        self._go_on()
+        for process in [*self.processes]:
+            self._go_on(process)
         self._restart()
 
     # What users do.
@@ -188,34 +204,40 @@ class History:
 
     # What goes wrong.
 
+    def _one(self) -> Process:
+        return self.processes[0] if len(self.processes) == 1 else self._random.choice(self.processes)
+
     def _kill(self) -> None:
-        self.process.kill()
+        self._one().kill()
         self._restart_later()
 
     def _terminate(self) -> None:
-        self.process.terminate(grace_seconds=self._random.choice((0, 5, 20)))
-        self.ground.loop.after(40, self.process.kill)
+        process = self._one()
+        process.terminate(grace_seconds=self._random.choice((0, 5, 20)))
+        self.ground.loop.after(40, process.kill)
         self._restart_later(after=40)
 
     def _restart_later(self, *, after: float = 0.0) -> None:
         self.ground.loop.after(after + 90 * self._random.random() ** 3, self._restart)
 
     def _restart(self) -> None:
-        if not self.process.alive:
-            self.process = self._new_process(self.process.life.number + 1)
-            self.process.start()
+        for index, process in enumerate(self.processes):
+            if not process.alive:
+                self.processes[index] = self._new_process()
+                self.processes[index].start()
 
     def _pause(self) -> None:
-        if self.process.alive:
-            self.ground.tell(f"{self.process} is paused")
-            self.process.life.paused = True
-            self.ground.loop.after(60 * self._random.random(), self._go_on)
+        process = self._one()
+        if process.alive:
+            self.ground.tell(f"{process} is paused")
+            process.life.paused = True
+            self.ground.loop.after(120 * self._random.random(), self._go_on, process)
 
-    def _go_on(self) -> None:
-        if self.process.life.paused:
-            self.ground.tell(f"{self.process} goes on")
-            self.process.disturbed_at = self.ground.now
-            self.ground.loop.resume(self.process.life)
+    def _go_on(self, process: Process) -> None:
+        if process.life.paused:
+            self.ground.tell(f"{process} goes on")
+            process.disturbed_at = self.ground.now
+            self.ground.loop.resume(process.life)
 
     def _lose_api(self) -> None:
         self.ground.tell("the API server is out of reach")
@@ -226,7 +248,8 @@ class History:
         if self.cluster.is_down:
             self.ground.tell("the API server is there again")
             self.cluster.is_down = False
-            self.process.disturbed_at = self.ground.now
+            for process in self.processes:
+                process.disturbed_at = self.ground.now
 
     def _fail_server(self) -> None:
         server = self._random.choice([*self.servers.values()])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+from tests.simulation.windows import OPENING
 from tests.unit.memory_api import Body
 
 from matview_operator.engine.ports import Key
@@ -12,6 +14,8 @@ from matview_operator.engine.ports import Key
 NAMESPACES = ("red", "blue")
 SERVERS = ("pg0", "pg1", "pg2")
 VIEWS = ("a", "b", "c", "d")
+READS = {"c": "a", "d": "c"}
+"""What a policy may say of a view: that it reads another one."""
 
 _PERIODS = (20, 30, 45, 60, 60, 90, 120, 300, 600)
 _CRONS = ("* * * * *", "*/2 * * * *", "*/3 * * * *", "1-59/5 * * * *", "7 * * * *")
@@ -28,8 +32,16 @@ class Draw:
     def database(self, server: str) -> Body:
         """A MatviewDatabase's spec; its Secret has the server's name."""
         pick = self._random.choice
-        limits = {"maxConcurrentRefreshes": pick((1, 1, 2, 2, 4)), "timeoutSeconds": pick((20, 60, 120))}
-        return {"secretRef": {"name": server}, "sslMode": "disable", "limits": limits}
+        limits = {
+            "maxConcurrentRefreshes": pick((1, 1, 2, 2, 4)),
+            "timeoutSeconds": pick((20, 60, 120)),
+            "minIntervalSeconds": pick((0, 0, 10, 10, 60, 150)),
+        }
+        spec: dict[str, Any] = {"secretRef": {"name": server}, "sslMode": "disable", "limits": limits}
+        if self._random.random() < 0.15:
+            kind, seconds = pick((("Deny", 60), ("Deny", 200), ("Allow", 420), ("Allow", 240)))
+            spec["windows"] = [{"kind": kind, "cron": OPENING, "durationSeconds": seconds}]
+        return spec
 
     def schedule(self) -> Body:
         """A cron expression or a period, rarely due more often than the history can afford."""
@@ -39,7 +51,16 @@ class Draw:
             return {"cron": random.choice(crons), "timeZone": random.choice(("Etc/UTC", "Asia/Kolkata"))}
         if random.random() < 0.05:
             return {"everySeconds": 20}  # due again while it still runs
-        return {"everySeconds": random.choice([each for each in _PERIODS if each >= self._shortest] or [600])}
+        if random.random() < 0.1:
+            return {
+                "maxStalenessSeconds": random.choice(
+                    [each for each in (60, 120, 300) if each >= self._shortest] or [600]
+                )
+            }
+        return {"everySeconds": self._not_too_often(_PERIODS)}
+
+    def _not_too_often(self, seconds: Sequence[int]) -> int:
+        return self._random.choice([each for each in seconds if each >= self._shortest] or [600])
 
     def policy(self, databases: list[str]) -> Body:
         """A MatviewRefreshPolicy's spec."""
@@ -52,6 +73,8 @@ class Draw:
             "startingDeadlineSeconds": random.choice((5, 20, 60, 300, 3600)),
             "historyLimit": 50,
         }
+        if "maxStalenessSeconds" not in spec["schedule"] and random.random() < 0.15:
+            spec["jitterSeconds"] = random.choice((5, 15, 20))
         if random.random() < 0.3:
             spec["tenantId"] = random.choice(("t1", "t2"))
             if random.random() < 0.5:
@@ -60,6 +83,9 @@ class Draw:
                 spec |= {"isolation": "Tenant", "views": [{"name": own + view} for view in views]}
         if len(views) > 1 and random.random() < 0.3:
             spec["consistency"] = "Group"
+        for view in spec["views"]:
+            if view["name"] in READS and random.random() < 0.4:
+                view["dependsOn"] = [{"name": READS[view["name"]]}]
         return spec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
@@ -20,11 +20,16 @@ from tests.unit.ports import MemoryPruner
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import Problem
+from matview_operator.domain.lease import LeaseTiming
 from matview_operator.domain.result import RefreshResult
+from matview_operator.engine.fence import FencedExecutor, FencedWriter
 from matview_operator.engine.intake import Intake
+from matview_operator.engine.leadership import Leadership, LeaseStore
 from matview_operator.engine.ports import ApiUnavailable, Key
 from matview_operator.engine.supervisor import Supervisor
 
+_TIMING = LeaseTiming(duration_seconds=30, deadline_seconds=21, renew_seconds=8, retry_seconds=5, request_seconds=3)
+"""Four times as slow as in earnest: else half of all that happens would be renewals."""
 _LIST_PAUSE_SECONDS = 2.0
 _PRUNE_SECONDS = 300.0
 
@@ -82,7 +87,10 @@ class Process:
         servers: Mapping[str, Server],
         observer: Observer,
         places: int,
+        lease: LeaseStore | None,
+        lost: Callable[[], None],
     ) -> None:
+        """`lease`: None for one that stands alone. `lost` is told when it ends because another may lead."""
         self.ground = ground
         self.cluster = cluster
         self.life = Life(number)
@@ -105,13 +113,24 @@ class Process:
         """By kind and key: when something new was heard of an object."""
         self._heard_of: dict[tuple[str, Key], tuple[str, int]] = {}
         self.sessions = Sessions(ground, servers, self)
+        self._lost = lost
+        self.leadership: Leadership | None = None
+        if lease is not None:
+            self.leadership = Leadership(
+                store=lease,
+                me=str(self),
+                clock=ground.clock,
+                random=Random(ground.random.random()),  # noqa: S311 - jitter
+                seconds=ground.loop.time,
+                timing=_TIMING,
+            )
         self.supervisor = Supervisor(
-            executor=self.sessions,
+            executor=FencedExecutor(self.sessions, holds=self.leads, clock=ground.clock),
             inspector=self.sessions,
             pruner=MemoryPruner(),
             secrets=self,
             destinations=Destinations(),
-            writer=cluster,
+            writer=FencedWriter(cluster, holds=self.leads),
             events=MemoryEvents(ground.clock),
             metrics=self.counts,
             clock=ground.clock,
@@ -128,6 +147,10 @@ class Process:
     def alive(self) -> bool:
         """Whether it was neither killed nor stopped."""
         return not self.life.dead
+
+    def leads(self) -> bool:
+        """Whether no other process may work now."""
+        return self.leadership is None or self.leadership.holds()
 
     def start(self) -> None:
         """Exec."""
@@ -165,6 +188,11 @@ class Process:
         self.observer.call_ended(self, call, results)
 
     async def _run(self) -> None:
+        if self.leadership is not None:
+            await self.leadership.acquire()
+            self.ground.tell(f"{self} leads")
+            self.ground.takeovers += 1
+            self._keeping = asyncio.create_task(self._keep(self.leadership))
         self.supervisor.start()
         bodies = {kind: await self._listed(kind) for kind in KINDS}
         for kind in KINDS:
@@ -192,8 +220,21 @@ class Process:
             except ApiUnavailable:
                 await asyncio.sleep(_LIST_PAUSE_SECONDS)
 
+    async def _keep(self, leadership: Leadership) -> None:
+        if await leadership.keep():
+            self.ground.tell(f"{self} leads no more")
+            is_told, self.is_stopping = self.is_stopping, True
+            if self.supervisor.started:
+                await self.supervisor.stop(grace_seconds=0, flush_seconds=0)
+            if not is_told:
+                self._end()
+                self._lost()
+
     async def _stop(self, grace_seconds: float) -> None:
-        await self.supervisor.stop(grace_seconds=grace_seconds)
+        if self.supervisor.started:
+            await self.supervisor.stop(grace_seconds=grace_seconds)
+        if self.leadership is not None:
+            await self.leadership.release()
         self.ground.tell(f"{self} has stopped")
         if self.sessions.calls:
             self.ground.violate(f"{self} left {len(self.sessions.calls)} runs on their servers")

@@ -44,13 +44,13 @@ class Server:
     """By view: the job that holds it, or a rival."""
     settled: dict[Work, datetime] = field(default_factory=dict)
     """The ledger: when the data was taken."""
-    covered: dict[tuple[str, str], datetime] = field(default_factory=dict)
-    """By view and lock token: the newest data."""
+    covered: dict[tuple[str, str], tuple[datetime, Job]] = field(default_factory=dict)
+    """By view and lock token: the newest data, and whose transaction brought it."""
     commits: Counter[Work] = field(default_factory=Counter)
     excused: Counter[Work] = field(default_factory=Counter)
     """How often a commit may be repeated without a ledger: for each whose answer nobody heard."""
     first_death: dict[Work, int] = field(default_factory=dict)
-    """How many processes had died when it was committed first."""
+    """How many processes had died or become leader when what was committed first was begun."""
     jobs: dict[Job, None] = field(default_factory=dict)
 
     def crash(self) -> None:
@@ -78,11 +78,14 @@ class Job:
     is_orphan: bool = False
     over: bool = False
     data_as_of: datetime | None = None
+    deaths_before: int = 0
+    """How many processes had died or become leader when it began."""
 
     def begin(self) -> None:
         """Connect."""
         self.server.jobs[self] = None
         ground = self.server.ground
+        self.deaths_before = ground.deaths + ground.takeovers
         ground.loop.after(ground.latency() + ground.latency(), self._connected)
         ground.loop.after(self.timeout_seconds, self._timed_out)
 
@@ -112,20 +115,22 @@ class Job:
         elif server.has_ledger and all(_work(run) in server.settled for run in self.runs):
             self.data_as_of = min(server.settled[_work(run)] for run in self.runs)
             self._end(RefreshOutcome.SUCCESS, RefreshReason.RECOVERED)
-        elif server.has_ledger and len(self.runs) == 1 and self._is_covered(self.runs[0]):
+        elif server.has_ledger and self._is_covered():
             self._end(RefreshOutcome.SKIPPED_COVERED, RefreshReason.COVERED)
         else:
             server.locks |= {str(run.view): self for run in self.runs}
             self.data_as_of = ground.true_clock.now()
             ground.loop.after(server.seconds * ground.random.uniform(0.5, 1.5), self._worked)
 
-    def _is_covered(self, run: Run) -> bool:
-        newest = self.server.covered.get((str(run.view), run.lock_token))
-        if newest is None or run.due_at is None:
+    def _is_covered(self) -> bool:
+        """Whether one transaction has refreshed all of its views since they were due."""
+        found = [self.server.covered.get((str(run.view), run.lock_token)) for run in self.runs]
+        due_at, newest = self.runs[0].due_at, found[0]
+        if newest is None or due_at is None or any(each is None or each[1] is not newest[1] for each in found):
             return False
-        self.data_as_of = newest
+        self.data_as_of = newest[0]
         # The run brings its operator's clock; the ledger has the server's.
-        return newest >= run.due_at - self.server.ground.clock.set_by
+        return self.data_as_of >= due_at - self.server.ground.clock.set_by
 
     def _worked(self) -> None:
         server, ground = self.server, self.server.ground
@@ -159,14 +164,15 @@ class Job:
             if len(self.runs) > 1 and server.commits[work]:
                 continue  # a group claims what was not settled before
             server.commits[work] += 1
-            deaths = server.ground.deaths - server.first_death.setdefault(work, server.ground.deaths)
+            deaths = server.ground.deaths + server.ground.takeovers
+            deaths -= server.first_death.setdefault(work, self.deaths_before)
             if not server.has_ledger and server.commits[work] > 1 + deaths + server.excused[work]:
                 server.ground.violate(f"{work} is committed {server.commits[work]} times")
             if server.has_ledger:
                 if server.commits[work] > 1:
                     server.ground.violate(f"the ledger holds {work} twice")
                 server.settled[work] = self.data_as_of
-                server.covered[view, run.lock_token] = self.data_as_of
+                server.covered[view, run.lock_token] = self.data_as_of, self
 
     def _stop(self) -> None:
         self._end(RefreshOutcome.INTERRUPTED, RefreshReason.SHUTDOWN)

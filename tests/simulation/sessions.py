@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tests.simulation.ground import Ground
 from tests.simulation.server import Job, Server
 from tests.unit.ports import MemoryInspector
 
+from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.connection import ConnectionTarget
 from matview_operator.domain.errors import Problem
@@ -28,6 +29,8 @@ class Call:
     """The MatviewDatabase."""
     runs: Sequence[Run]
     at: float
+    is_first: bool = True
+    """Whether it is its slot's first one in the process; the judge says so."""
 
 
 class Watcher(Protocol):
@@ -74,9 +77,11 @@ class Sessions:
         await asyncio.sleep(10.0 if server.is_hung else self.ground.latency() + self.ground.latency())
         if server.is_down or server.is_hung:
             raise Problem(RefreshReason.CONNECTION_FAILED, "The server does not answer.")
-        return await self._inspector.inspect(
+        found = await self._inspector.inspect(
             target=target, checks=checks, allow_superuser=allow_superuser, managed=managed
         )
+        bookkeeping = Bookkeeping.INSTALLED if server.has_ledger else Bookkeeping.MISSING
+        return replace(found, server=replace(found.server, bookkeeping=bookkeeping))
 
     def die(self) -> None:
         """The process was killed: its connections are closed by the kernel."""

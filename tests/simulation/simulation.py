@@ -40,11 +40,13 @@ class _Errors(logging.Handler):
         self.ground: Ground | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.ground is not None:
+        if self.ground is not None and getattr(record, "action", "") != _LOST:
             error = record.exc_info[1] if record.exc_info else None
             self.ground.violate(f"the log says: {record.getMessage()} {error!r}")
 
 
+_LOST = "leader_lost"
+"""An error for whoever runs it; here processes are paused and cut off."""
 _ERRORS = _Errors()
 _FOR_GOOD = ExitStack()
 

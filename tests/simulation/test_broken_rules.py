@@ -17,7 +17,9 @@ from matview_operator.engine.attempts import Attempts
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.chronicle import Chronicle
 from matview_operator.engine.dispatcher import Dispatcher, _Lane
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.intake import Intake
+from matview_operator.engine.leadership import Leadership
 from matview_operator.engine.ports import ApiUnavailable, Key, StatusConflict
 from matview_operator.engine.preflight import Preflights
 from matview_operator.engine.registry import Policy
@@ -25,6 +27,7 @@ from matview_operator.engine.reporter import Reporter
 from matview_operator.engine.runner import SlotRunner
 from matview_operator.engine.supervisor import Supervisor
 from matview_operator.engine.timers import Timers
+from matview_operator.engine.turns import Work
 
 HISTORIES = 400
 """So many are tried until one shows it."""
@@ -180,6 +183,35 @@ def runs_that_a_shutdown_leaves_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dispatcher, "drain", drain)
 
 
+def windows_that_are_always_open(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Holds, "closed_until", lambda *_: None)
+
+
+def an_interval_that_is_none(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Holds, "paced_until", lambda *_: None)
+
+
+def views_that_wait_for_no_other(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Work, "is_turn", lambda *_: True)
+
+
+def a_leader_that_believes_in_itself(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Leadership, "holds", lambda self: self._until is not None)
+
+
+def no_limit_in_all(patch: pytest.MonkeyPatch) -> None:
+    begin = Budget.__init__
+
+    def boundless(self: Budget, *, limit_of: Any, **_: Any) -> None:
+        begin(self, limit_of=limit_of, limit_in_all=1000)
+
+    patch.setattr(Budget, "__init__", boundless)
+
+
+def targets_of_staleness_without_a_timer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Chronicle, "_retime", lambda *_: None)
+
+
 BREAKS: dict[Break, str] = {
     no_limit_per_database: "views of .* at once, not",
     places_that_are_not_handed_on: "does not begin|lets .* wait|was due at",
@@ -197,6 +229,12 @@ BREAKS: dict[Break, str] = {
     timers_that_fire_once: "does not begin the slot|due at",
     a_timer_loop_that_ends: "is not healthy",
     problems_that_are_looked_at_once: "is well, and says",
+    windows_that_are_always_open: "while its window is closed",
+    an_interval_that_is_none: "too soon by",
+    views_that_wait_for_no_other: "before ., which it reads",
+    a_leader_that_believes_in_itself: "begins a refresh while .* leads",
+    no_limit_in_all: "at once, not",
+    targets_of_staleness_without_a_timer: "does not begin the slot",
     runs_that_a_shutdown_leaves_behind: "left .* runs on their servers",
 }
 

@@ -7,17 +7,19 @@ from datetime import datetime, timedelta
 from tests.simulation.accounts import Accounts, Book
 from tests.simulation.cluster import Cluster
 from tests.simulation.ground import Ground
-from tests.simulation.judge import DATABASE, POLICY
 from tests.simulation.process import Process
+from tests.simulation.seen import DATABASE, POLICY
 
 from matview_operator.adapters.kube.status_writer import status_document
 from matview_operator.api.model import REQUESTED_AT
 from matview_operator.api.outcome import RefreshOutcome
+from matview_operator.domain.conditions import WINDOW_CLOSED
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.slot import is_fresh
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy
 
+_MISSED = ("SlotMissed", WINDOW_CLOSED)
 _LATEST_SECONDS = 90.0
 _LATEST_OF_ALL_SECONDS = 300.0
 """How long before the end a slot is due that must have ended: longer than all views take, in a row."""
@@ -44,14 +46,16 @@ class Verdict:
             timetable = policy.timetable
             if not isinstance(timetable, Timetable):
                 continue
-            if policy.ref not in self._process.supervisor.reporter._pending:  # statuses may wait for runs
+            reporter = self._process.supervisor.reporter
+            if policy.ref not in {*reporter._pending, *reporter._writing}:  # statuses may wait for runs
                 self._check_books(key, policy, timetable, book)
             agenda = self._process.supervisor.agenda
             if not self._registry.is_suspended(policy):
                 self._check_service(key, policy, timetable)
                 if key not in agenda.dispatcher._lanes:  # else it may say that it tries again
                     self._check_conditions(key, policy)
-            self._check_views(key, policy, book)
+            if key not in agenda.dispatcher._lanes:  # else it tells at the end
+                self._check_views(key, policy, book)
 
     def _knows_what_is_there(self) -> bool:
         known = {
@@ -71,13 +75,18 @@ class Verdict:
             if held.generation != body["metadata"]["generation"]:
                 self._ground.violate(f"the operator knows an old spec of {key}")
             document = {name: value for name, value in status_document(held.status).items() if value is not None}
-            if self._process.supervisor.reporter.pending == 0 and document != body.get("status", {}):
+            reporter = self._process.supervisor.reporter
+            if not (reporter.pending or reporter._writing) and document != body.get("status", {}):
                 self._ground.violate(f"the status of {kind} {key} is not what the operator holds")
 
     def _check_request(self, policy: Policy) -> None:
-        """The newest token is answered, but on a database that is suspended."""
+        """The newest token is answered, but on a database that is suspended, or whose window has opened just now."""
         token = self._objects[POLICY, policy.key]["metadata"].get("annotations", {}).get(REQUESTED_AT)
         if token is None or policy.status.last_handled_request == token:
+            return
+        database = self._registry.database_of(policy)
+        is_at_work = policy.key in self._process.supervisor.agenda.dispatcher._lanes
+        if is_at_work and database is not None and database.spec is not None and database.spec.windows:
             return
         self._ground.violate(f"{policy.key} does not answer {token}")
 
@@ -88,7 +97,9 @@ class Verdict:
         if book.is_plain and last is not None:
             owed = timetable.due_between(policy.created_at, last).slots
             handled = {slot for slot in book.handled if slot <= last}
-            if missed + len(handled - book.missed_too) != owed:
+            # Those that were superseded since the last one that ended may be counted with it.
+            since = timetable.due_between(last, max(last, self._ground.clock.now())).slots
+            if not owed <= missed + len(handled - book.missed_too) <= owed + since:
                 self._ground.violate(
                     f"{key} owed {owed} slots until {last}: {len(handled)} handled, {len(handled & book.missed_too)} "
                     f"of them missed too, and {missed} missed are not so many"
@@ -109,8 +120,8 @@ class Verdict:
         )  # it may be tried again until the next one
         if newest > policy.created_at and not (is_handled or is_pending or self._is_forgiven(policy, newest)):
             self._ground.violate(f"{key} was due at {newest}, and its last slot is {last}")
-        if last is not None and last >= timetable.newest_at(now):
-            following = timetable.next_after(max(now, last, policy.taken_until))  # a clock may have been set back
+        if last is not None and now >= last >= timetable.newest_at(now):  # else the clock was set back
+            following = timetable.next_after(max(now, policy.taken_until))
             if status.next_slot_time != following:
                 self._ground.violate(f"{key} says after {last} that it is due at {status.next_slot_time}")
 
@@ -131,7 +142,8 @@ class Verdict:
     def _check_conditions(self, key: Key, policy: Policy) -> None:
         """Ready and Fresh say what the newest slot and the other policies mean for it."""
         status = policy.status
-        is_well = self._registry.sharing_problem(policy) is None
+        order = self._process.supervisor.order
+        is_well = self._registry.sharing_problem(policy) is None and order.problem(policy) is None
         conditions = {condition.type: condition for condition in status.conditions}
         ready, fresh = conditions.get("Ready"), conditions.get("Fresh")
         newest = status.history[0] if status.history else None
@@ -142,14 +154,16 @@ class Verdict:
             or (ready.status == "False" and is_well and is_good)
         ):
             self._ground.violate(f"{key} is {'' if is_well else 'not '}well, and says {ready}")
-        is_told = fresh is not None and (fresh.reason == "SlotMissed" or is_good is (fresh.status == "True"))
+        is_told = fresh is not None and (fresh.reason in _MISSED or is_good is (fresh.status == "True"))
         if newest is not None and not is_told:
             self._ground.violate(f"{key} says {fresh} after {newest}")
 
     def _check_views(self, key: Key, policy: Policy, book: Book) -> None:
         """What is said of each view is what the executor said last."""
         for view in policy.status.views:
-            said = book.answers.get(f"{view.correlation_id} {view.name}")
+            said, process, is_again = book.answers.get(f"{view.correlation_id} {view.name}", (None, None, False))
+            if is_again and process != str(self._process):
+                continue  # what came of a slot that was run once more died with that process
             is_told = view.outcome is RefreshOutcome.SUCCESS or (said is not None and is_fresh(said))
             if said is not None and is_told and said is not view.outcome:
                 self._ground.violate(f"{key} says {view.outcome} of {view.name}, and the executor said {said}")

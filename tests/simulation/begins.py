@@ -1,0 +1,132 @@
+"""The rules of each begin: what may be begun, how much at once, how late, how soon again, and after what."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tests.simulation.seen import DATABASE, NEVER, POLICY, Seen
+from tests.simulation.sessions import Call
+from tests.simulation.windows import is_closed
+
+from matview_operator.domain.run import Run
+from matview_operator.engine.ports import Key
+from matview_operator.engine.registry import Policy
+
+_TO_READ_SECONDS = 5.0
+"""The longest that a Secret takes, between the place that was given and the call."""
+
+
+def check_budget(seen: Seen, call: Call) -> None:
+    """Places, the database's suspension and its windows."""
+    ground, process, owner = seen.ground, seen.process, Key(*call.owner.split("/"))
+    calls = process.sessions.calls
+    # One more for each database: whoever runs nothing gets a place beside those that are held for long.
+    most = process.places + len({other.owner for other in calls} | {call.owner})
+    if len(calls) + 1 > most:
+        ground.violate(f"{process} refreshes {len(calls) + 1} views at once, not {most}")
+    database = process.supervisor.registry.databases.get(owner)
+    if database is None or database.spec is None or seen.is_news(DATABASE, owner):
+        return
+    if database.spec.suspend:
+        ground.violate(f"{process} begins a refresh on {owner}, which is suspended")
+    # A slot that has begun goes on to its end, with all its views, but nothing is tried again.
+    run = call.runs[0]
+    uid = str(run.policy_uid)
+    goes_on = (uid, run.slot_id) in seen.begun and (uid, run.slot_id, str(run.view)) not in seen.tried
+    if is_closed(database.spec.windows, ground.clock.now()) and not goes_on:
+        ground.violate(f"{process} begins a refresh on {owner} while its window is closed")
+    most = min(database.spec.limits.max_concurrent_refreshes, (process.places + 1) // 2)
+    there = sum(other.owner == call.owner for other in calls)
+    if there + 1 > most:
+        ground.violate(f"{process} refreshes {there + 1} views of {owner} at once, not {most}")
+
+
+def check_policy(seen: Seen, policy: Policy, run: Run) -> None:
+    """Deadline, suspension and other tenants' rows."""
+    ground, process, spec = seen.ground, seen.process, policy.spec
+    assert spec is not None  # the caller's condition
+    # A slot whose first view another run covers is begun without a call.
+    is_first = (policy.ref.uid, run.slot_id) not in seen.begun and run.view.name == spec.views[0].name
+    if seen.is_news(POLICY, policy.key):
+        return
+    if is_first and run.due_at is not None:
+        deadline = run.due_at + timedelta(seconds=spec.starting_deadline_seconds)
+        late = (ground.clock.now() - deadline).total_seconds()
+        waited = ground.now - max(ground.jumped_at, process.disturbed_at)
+        # The Secret is read after the place was given, in the last moment that may be.
+        # A slot that could not read its Secret was begun before, and is tried again.
+        is_again = seen.lacks_a_secret(policy.key.namespace)
+        # It keeps the deadline that it was taken up with.
+        is_again |= seen.heard_of(POLICY, policy.key) > ground.now - (ground.clock.now() - run.due_at).total_seconds()
+        if late > _TO_READ_SECONDS and waited > spec.starting_deadline_seconds and not is_again:
+            ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid} {late:.0f} s too late")
+        if run.due_at > ground.clock.now() and not ground.clock.set_back:
+            ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid} before it is due")
+        if spec.suspend:
+            ground.violate(f"{process} begins {run.slot_id} of {policy.ref.uid}, which is suspended")
+    rivals = [
+        other
+        for other in process.supervisor.registry.policies.values()
+        # The run may be of the policy as it was.
+        if other.database_key == policy.database_key and other is not policy and other.lock_token != run.lock_token
+        if other.spec is not None and any(view.name == run.view.name for view in other.spec.views)
+    ]
+    if rivals and not any(seen.is_news(POLICY, rival.key) for rival in rivals):
+        ground.violate(f"{process} refreshes {run.view} of {policy.ref.uid}, which another tenant names")
+
+
+def check_order(seen: Seen, policy: Policy, call: Call, run: Run) -> None:
+    """What a view reads, and is due at the same instant, is begun before it."""
+    ground, place = seen.ground, policy.database_key
+    assert policy.spec is not None  # the caller's condition
+    work = policy.ref.uid, run.slot_id, str(run.view)
+    if run.due_at is None or place is None or work in seen.tried:
+        return
+    due = ground.now - (ground.clock.now() - run.due_at).total_seconds()
+    if seen.disturbed_at > due or seen.is_news(DATABASE, place) or seen.is_news(POLICY, policy.key):
+        return
+    reads = [ref.name for view in policy.spec.views if view.name == run.view.name for ref in view.depends_on or ()]
+    for name in reads:
+        is_together = any(each.view.name == name for each in call.runs)
+        if not is_together and seen.begun_at.get((call.owner, name), NEVER) < due and _is_due(seen, place, name, run):
+            ground.violate(f"{seen.process} refreshes {run.view} of {policy.key} before {name}, which it reads")
+
+
+def _is_due(seen: Seen, place: Key, name: str, run: Run) -> bool:
+    """Whether a policy is due with a view at the run's instant, and has not had it refreshed yet."""
+    supervisor = seen.process.supervisor
+    for policy in supervisor.registry.policies_of(place):
+        lane = supervisor.agenda.dispatcher._lanes.get(policy.key)
+        slots = () if lane is None else (lane.current, lane.slot)
+        if (
+            policy.spec is not None
+            and any(view.name == name for view in policy.spec.views)
+            and any(slot is not None and slot.request is None and slot.due_at == run.due_at for slot in slots)
+            and not any(slot is not None and slot.deadline < seen.ground.clock.now() for slot in slots)
+            and not seen.is_news(POLICY, policy.key)
+            and (policy.ref.uid, run.slot_id, name) not in seen.done
+        ):
+            return True
+    return False
+
+
+def check_pace(seen: Seen, call: Call, run: Run) -> None:
+    """A slot that had to wait for a place may be begun up to half an interval early. What is asked for, or tried again,
+    does not wait for it.
+    """
+    ground, owner = seen.ground, Key(*call.owner.split("/"))
+    before, ended = seen.refreshed_at.get((call.owner, str(run.view)), (NEVER, NEVER))
+    seen.refreshed_at[call.owner, str(run.view)] = max(call.at, before), ground.now
+    database = seen.process.supervisor.registry.databases.get(owner)
+    policies = seen.process.supervisor.registry.policies_of(owner)
+    spec = next((policy.spec for policy in policies if policy.ref.uid == str(run.policy_uid)), None)
+    # A slot whose first view another run covers is begun without a call.
+    is_first = call.is_first and spec is not None and run.view.name == spec.views[0].name
+    is_first &= not seen.lacks_a_secret(owner.namespace)
+    if ended > call.at or run.due_at is None or not is_first or database is None or database.spec is None:
+        return
+    if database.has_ledger is not seen.process.sessions.servers[database.spec.secret_ref.name].has_ledger:
+        return  # it is another server now, and has not been looked at
+    least, pause = database.spec.limits.min_interval_seconds, call.at - before
+    if max(ground.jumped_at, seen.heard_of(DATABASE, owner)) < before and pause < least / 2:
+        ground.violate(f"{seen.process} refreshes {run.view} {pause:.0f} s after it did, too soon by {least} s")
