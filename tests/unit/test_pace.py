@@ -143,7 +143,7 @@ async def test_what_failed_before_the_server_was_asked_does_not_count() -> None:
 async def test_a_group_waits_for_the_interval_unless_its_views_were_refreshed_together() -> None:
     async with World() as world:
         world.database(limits={"maxConcurrentRefreshes": 1, "minIntervalSeconds": 20})
-        both = {"views": [{"name": "x"}, {"name": "y"}], "consistency": "Group"}
+        both: dict[str, Any] = {"views": [{"name": "x"}, {"name": "y"}], "consistency": "Group"}
         world.policy("a", **every(60), **of("x"))
         world.policy("b", **every(60), **both)
         world.policy("c", **every(60), **both)
