@@ -103,8 +103,8 @@ class ServerProcess:
             )
             try:
                 popen = spawned.result()
-            except BaseException:
-                # Ctrl-C while we waited: the thread goes on, and nobody else will know of the process.
+            except BaseException:  # on Ctrl-C, too: no process is left behind
+                # While we waited: the thread goes on, and nobody else will know of the process.
                 spawned.add_done_callback(_discard)
                 raise
         return cls(popen, name=name, log=log)

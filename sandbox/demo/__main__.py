@@ -49,7 +49,7 @@ class _Demo:
         try:
             good = await self._run_in(workspace.path)
             keep_logs = not good
-        except Exception:
+        except Exception:  # whatever went wrong, the logs tell more of it; it is raised on
             keep_logs = True
             raise
         else:

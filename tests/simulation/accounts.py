@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from tests.simulation.ground import Ground
 
@@ -15,6 +16,16 @@ from matview_operator.domain.run import Run
 from matview_operator.engine.ports import ObjectRef, Status
 
 _LOCKED_OUT = RefreshOutcome.SKIPPED_LOCK_HELD
+
+
+class Answer(NamedTuple):
+    """What the executor said of a view in a slot."""
+
+    outcome: RefreshOutcome
+    process: str
+    """Who was told."""
+    is_again: bool
+    """Whether the slot had been told by then."""
 
 
 @dataclass(slots=True)
@@ -30,8 +41,8 @@ class Book:
     """Those of them that count as missed as well: a lock was held until the deadline."""
     told: set[tuple[str, datetime, RefreshOutcome]] = field(default_factory=set)
     """Correlation id, start, to the second, and outcome of each entry of the history."""
-    answers: dict[str, tuple[RefreshOutcome, str, bool]] = field(default_factory=dict)
-    """By correlation id and view: what the executor said last, to which process, and whether the slot was told then."""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """By correlation id and view: the executor's last one."""
     requests: list[str] = field(default_factory=list)
     """Tokens that were answered, in order."""
 
@@ -46,8 +57,8 @@ class Accounts:
     def answered(self, process: str, uid: str, run: Run, result: RefreshResult) -> None:
         """The executor's last word on a view in a slot."""
         book = self.books[uid]
-        told = run.due_at in book.handled
-        book.answers[f"{run.correlation_id} {run.view}"] = result.outcome, process, told
+        answer = Answer(result.outcome, process, is_again=run.due_at in book.handled)
+        book.answers[f"{run.correlation_id} {run.view}"] = answer
 
     def stored(self, ref: ObjectRef, status: Status) -> None:
         """A status was written: it must not fall back behind the one before."""

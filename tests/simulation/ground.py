@@ -40,10 +40,8 @@ class Ground:
         """The API server's and the databases'."""
         self.jumped_at = -1e9
         """When the operators' clock was last set, in the loop's time."""
-        self.deaths = 0
-        """How many processes have ended."""
-        self.takeovers = 0
-        """How often a process became the leader."""
+        self.changes = 0
+        """How many processes have ended or become the leader."""
         self.violations: list[str] = []
         self._hash = blake2b(digest_size=8)
         self._told = told

@@ -40,7 +40,7 @@ class Judge:
         self._objects = objects
         self._processes = processes
         self._seen: dict[Process, Seen] = {}
-        self._begun_by_any: dict[tuple[str, str], float] = {}
+        self._begun_at: dict[tuple[str, str], float] = {}
         self.calls = 0
 
     def loaded(self, process: Process) -> None:
@@ -78,9 +78,7 @@ class Judge:
         seen.tried |= {(uid, each.slot_id, str(each.view)) for each in call.runs}
         seen.active[uid] = ground.now
         seen.starts.setdefault(call.owner, []).append(ground.now)
-        begun_at = {(call.owner, str(each.view)): ground.now for each in call.runs}
-        seen.begun_at |= begun_at
-        self._begun_by_any |= begun_at
+        self._begun_at.update({(call.owner, str(each.view)): ground.now for each in call.runs})
 
     def call_ended(self, process: Process, call: Call, results: Sequence[RefreshResult]) -> None:
         """Note what came of it."""
@@ -125,7 +123,7 @@ class Judge:
     def _of(self, process: Process) -> Seen:
         seen = self._seen.get(process)
         if seen is None:
-            seen = Seen(ground=self._ground, process=process, begun_by_any=self._begun_by_any)
+            seen = Seen(ground=self._ground, process=process, begun_at=self._begun_at)
             self._seen[process] = seen
         return seen
 

@@ -191,7 +191,7 @@ class Process:
         if self.leadership is not None:
             await self.leadership.acquire()
             self.ground.tell(f"{self} leads")
-            self.ground.takeovers += 1
+            self.ground.changes += 1
             self._keeping = asyncio.create_task(self._keep(self.leadership))
         self.supervisor.start()
         bodies = {kind: await self._listed(kind) for kind in KINDS}
@@ -242,7 +242,7 @@ class Process:
 
     def _end(self) -> None:
         self.life.dead = True
-        self.ground.deaths += 1
+        self.ground.changes += 1
         self.cluster.streams = [stream for stream in self.cluster.streams if stream.context is not self.context]
 
     def _seen(self, body: Body) -> None:

@@ -31,7 +31,7 @@ class Seen:
 
     ground: Ground
     process: Process
-    begun_by_any: dict[tuple[str, str], float]
+    begun_at: dict[tuple[str, str], float]
     """By MatviewDatabase and view: when the last call of any process began."""
     done: set[Work] = field(default_factory=set)
     """What need not be done again, as the process knows."""
@@ -42,8 +42,6 @@ class Seen:
     """By policy UID: when a call of it last began or ended."""
     starts: dict[str, list[float]] = field(default_factory=dict)
     """By MatviewDatabase: when calls began."""
-    begun_at: dict[tuple[str, str], float] = field(default_factory=dict)
-    """The same of its own calls."""
     refreshed_at: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     """By MatviewDatabase and view: when its last call that refreshed it began and ended."""
     held: dict[str, tuple[object, bool]] = field(default_factory=dict)

@@ -49,8 +49,8 @@ class Server:
     commits: Counter[Work] = field(default_factory=Counter)
     excused: Counter[Work] = field(default_factory=Counter)
     """How often a commit may be repeated without a ledger: for each whose answer nobody heard."""
-    first_death: dict[Work, int] = field(default_factory=dict)
-    """How many processes had died or become leader when what was committed first was begun."""
+    first_begun: dict[Work, int] = field(default_factory=dict)
+    """How many processes had ended or become the leader when what was committed first was begun."""
     jobs: dict[Job, None] = field(default_factory=dict)
 
     def crash(self) -> None:
@@ -78,14 +78,14 @@ class Job:
     is_orphan: bool = False
     over: bool = False
     data_as_of: datetime | None = None
-    deaths_before: int = 0
-    """How many processes had died or become leader when it began."""
+    changes_before: int = 0
+    """How many processes had ended or become the leader when it began."""
 
     def begin(self) -> None:
         """Connect."""
         self.server.jobs[self] = None
         ground = self.server.ground
-        self.deaths_before = ground.deaths + ground.takeovers
+        self.changes_before = ground.changes
         ground.loop.after(ground.latency() + ground.latency(), self._connected)
         ground.loop.after(self.timeout_seconds, self._timed_out)
 
@@ -164,9 +164,8 @@ class Job:
             if len(self.runs) > 1 and server.commits[work]:
                 continue  # a group claims what was not settled before
             server.commits[work] += 1
-            deaths = server.ground.deaths + server.ground.takeovers
-            deaths -= server.first_death.setdefault(work, self.deaths_before)
-            if not server.has_ledger and server.commits[work] > 1 + deaths + server.excused[work]:
+            changes = server.ground.changes - server.first_begun.setdefault(work, self.changes_before)
+            if not server.has_ledger and server.commits[work] > 1 + changes + server.excused[work]:
                 server.ground.violate(f"{work} is committed {server.commits[work]} times")
             if server.has_ledger:
                 if server.commits[work] > 1:

@@ -161,9 +161,10 @@ class Verdict:
     def _check_views(self, key: Key, policy: Policy, book: Book) -> None:
         """What is said of each view is what the executor said last."""
         for view in policy.status.views:
-            said, process, is_again = book.answers.get(f"{view.correlation_id} {view.name}", (None, None, False))
-            if is_again and process != str(self._process):
+            answer = book.answers.get(f"{view.correlation_id} {view.name}")
+            if answer is None or (answer.is_again and answer.process != str(self._process)):
                 continue  # what came of a slot that was run once more died with that process
-            is_told = view.outcome is RefreshOutcome.SUCCESS or (said is not None and is_fresh(said))
-            if said is not None and is_told and said is not view.outcome:
+            said = answer.outcome
+            is_told = view.outcome is RefreshOutcome.SUCCESS or is_fresh(said)
+            if is_told and said is not view.outcome:
                 self._ground.violate(f"{key} says {view.outcome} of {view.name}, and the executor said {said}")

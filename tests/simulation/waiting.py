@@ -89,7 +89,7 @@ def _may_have_to_wait(seen: Seen, policy: Policy, place: Key) -> bool:
     paced_since = seen.ground.now - database.spec.limits.min_interval_seconds - TO_BEGIN_SECONDS
     if seen.ground.clock.set_back:
         paced_since -= database.spec.limits.min_interval_seconds  # by the clock
-    if any(seen.begun_by_any.get((str(place), view.name), NEVER) > paced_since for view in spec.views):
+    if any(seen.begun_at.get((str(place), view.name), NEVER) > paced_since for view in spec.views):
         return True
     lanes = seen.process.supervisor.agenda.dispatcher._lanes
     is_following = seen.process.supervisor.turns.follows(policy.key)

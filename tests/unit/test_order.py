@@ -76,6 +76,21 @@ async def test_what_has_to_wait_once_more_when_it_has_its_place_is_waited_for_al
         assert times(world) == [("b", 30), ("c", 50), ("d", 50.1)]
 
 
+async def test_what_was_changed_while_it_waited_for_its_place_is_waited_for_all_the_same() -> None:
+    async with World() as world:
+        world.inspector.reads = {"d": "c"}
+        world.database(limits={"maxConcurrentRefreshes": 2, "minIntervalSeconds": 0})
+        world.policy("p1", views=views("a"))
+        world.policy("p2", views=views("b"))
+        world.policy("p3", views=views("c", "e"))
+        world.policy("p4", views=views("d"))
+        world.executor.slow |= {"a": 1, "b": 1}
+        await until(30.5)
+        world.policy("p3", views=views("c"))
+        await until(59)
+        assert times(world) == [("a", 30), ("b", 30), ("c", 31), ("d", 31.1)]
+
+
 async def test_gate_2c_what_is_due_is_waited_for_though_its_timer_has_not_fired_yet() -> None:
     async with World() as world:
         world.inspector.reads = {f"v{number:03}": "z" for number in range(250)}

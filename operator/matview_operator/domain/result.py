@@ -21,6 +21,41 @@ FAILURES = frozenset(
 )
 """Outcomes after which the command line exits with 1 and a slot counts as failed."""
 
+NOT_LET_IN = frozenset(
+    {
+        RefreshReason.AUTHENTICATION_FAILED,
+        RefreshReason.CONNECT_REJECTED,
+        RefreshReason.CONNECTION_FAILED,
+        RefreshReason.TLS_FAILED,
+    }
+)
+"""Failures to connect: nothing was begun on the server. A Secret that was rotated meanwhile may explain them."""
+
+_NOT_ASKED = NOT_LET_IN | {
+    RefreshReason.DATABASE_NOT_FOUND,
+    RefreshReason.DATABASE_NOT_READY,
+    RefreshReason.DATABASE_SUSPENDED,
+    RefreshReason.DEPENDENCY_CYCLE,
+    RefreshReason.DEPENDENCY_MISSING,
+    RefreshReason.HOST_NOT_ALLOWED,
+    RefreshReason.INVALID_SPEC,
+    RefreshReason.SECRET_FORBIDDEN,
+    RefreshReason.SECRET_INVALID,
+    RefreshReason.SECRET_NOT_FOUND,
+    RefreshReason.SHARED_VIEW,
+    RefreshReason.SHUTDOWN,
+}
+"""Failures before the server was asked for anything, and what we ourselves stopped."""
+
+_NO_REFRESH = frozenset(
+    {
+        RefreshOutcome.SKIPPED_COVERED,
+        RefreshOutcome.SKIPPED_LOCK_HELD,
+        RefreshOutcome.SKIPPED_UNCHANGED,
+        RefreshOutcome.SKIPPED_UPSTREAM,
+    }
+)
+
 
 class RefreshResult(BaseModel):
     """What one attempt to refresh one view for one slot or request did. Times are UTC."""
@@ -71,3 +106,8 @@ class RefreshResult(BaseModel):
             "view_name": self.view_name,
             "correlation_id": self.correlation_id,
         }
+
+
+def was_begun(outcome: RefreshOutcome, reason: str | None) -> bool:
+    """Whether the server was asked to refresh, which may have failed."""
+    return outcome not in _NO_REFRESH and reason not in _NOT_ASKED

@@ -5,23 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from matview_operator.api.database import MatviewDatabaseSpec
-from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
 from matview_operator.domain.connection import ConnectionTarget
-from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.result import NOT_LET_IN, RefreshResult
 from matview_operator.domain.run import Run, group_timeout
 from matview_operator.engine.ports import Executor
 from matview_operator.engine.targets import SlotTarget
-
-NOT_LET_IN = frozenset(
-    {
-        RefreshReason.AUTHENTICATION_FAILED,
-        RefreshReason.CONNECT_REJECTED,
-        RefreshReason.CONNECTION_FAILED,
-        RefreshReason.TLS_FAILED,
-    }
-)
-"""What a Secret that was rotated within the slot may explain. Nothing was begun on the server."""
 
 
 async def execute(

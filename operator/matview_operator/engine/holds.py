@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from matview_operator.api.database import MatviewDatabaseSpec
-from matview_operator.domain.errors import MatviewError
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.slot import Slot
 from matview_operator.domain.view import ViewName
@@ -14,10 +13,6 @@ from matview_operator.domain.windows import outlook
 from matview_operator.engine.pace import Pace
 from matview_operator.engine.ports import Clock, Key
 from matview_operator.engine.registry import Database, Policy, Registry
-
-
-class Held(MatviewError):
-    """While a slot waited for a place, the time came in which it may not be begun. It stays due."""
 
 
 class Holds:

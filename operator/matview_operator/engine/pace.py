@@ -5,39 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Consistency
-from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.result import RefreshResult, was_begun
 from matview_operator.domain.slot import Slot, is_fresh
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
-from matview_operator.engine.execution import NOT_LET_IN
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy, Registry
 
-_NO_REFRESH = frozenset(
-    {
-        RefreshOutcome.SKIPPED_COVERED,
-        RefreshOutcome.SKIPPED_LOCK_HELD,
-        RefreshOutcome.SKIPPED_UNCHANGED,
-        RefreshOutcome.SKIPPED_UPSTREAM,
-    }
-)
-_NOT_BEGUN = NOT_LET_IN | {
-    RefreshReason.DATABASE_NOT_FOUND,
-    RefreshReason.DATABASE_NOT_READY,
-    RefreshReason.DATABASE_SUSPENDED,
-    RefreshReason.DEPENDENCY_CYCLE,
-    RefreshReason.DEPENDENCY_MISSING,
-    RefreshReason.HOST_NOT_ALLOWED,
-    RefreshReason.INVALID_SPEC,
-    RefreshReason.SECRET_FORBIDDEN,
-    RefreshReason.SECRET_INVALID,
-    RefreshReason.SECRET_NOT_FOUND,
-    RefreshReason.SHARED_VIEW,
-    RefreshReason.SHUTDOWN,
-}
-"""Failures that the server knows nothing of, and what we ourselves stopped: that is made up for at once."""
 _FORGOTTEN_AT_ONCE = 1000
 
 
@@ -61,7 +36,7 @@ class Pace:
         Else a schedule as often as the interval allows would come later and later. Until the run ends, the view's lock
         keeps others from it.
         """
-        if not _counts(result.outcome, result.error_type):
+        if not was_begun(result.outcome, result.error_type):
             return
         at = result.started_at
         before = self._begun.get((database, view))
@@ -96,11 +71,6 @@ class Pace:
         for told in policy.status.views:  # by the process before this one
             if (told.schema_name, told.name) != (view.schema, view.name):
                 continue
-            if told.started_at is not None and told.outcome is not None and _counts(told.outcome, told.reason):
+            if told.started_at is not None and told.outcome is not None and was_begun(told.outcome, told.reason):
                 return _Begun(told.started_at, is_fresh(told.outcome), told.started_at)
         return None
-
-
-def _counts(outcome: RefreshOutcome, reason: str | None) -> bool:
-    """Whether it was a refresh, which may have failed."""
-    return outcome not in _NO_REFRESH and reason not in _NOT_BEGUN

@@ -56,8 +56,12 @@ class Recoveries:
         """Remember a slot that failed; one that was run again, or that a request did the work of, is done with."""
         if report.slot.request is not None:
             failed = self._failed.get(key)
-            if failed is not None and report.fresh:
-                failed.run_again = failed.done = True
+            if failed is None or not report.fresh:
+                return
+            if failed.run_again:
+                failed.done = True  # it waits, and is to be known when its turn comes
+            else:
+                del self._failed[key]
         elif self.is_again(key, report.slot):
             del self._failed[key]
         elif report.failed and not report.broken_off:

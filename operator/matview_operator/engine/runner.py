@@ -13,7 +13,7 @@ from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
 from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
-from matview_operator.domain.errors import MatviewError, Problem
+from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.domain.slot import Slot, SlotReport, is_stopped
@@ -24,20 +24,24 @@ from matview_operator.engine.attempts import Attempts, Step
 from matview_operator.engine.budget import Budget, NoPlace
 from matview_operator.engine.execution import execute
 from matview_operator.engine.flights import Flights, SharedView
-from matview_operator.engine.holds import Held, Holds
+from matview_operator.engine.holds import Holds
 from matview_operator.engine.lines import Blame
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Executor, Key, Metrics
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runs import run_of
 from matview_operator.engine.targets import SlotTarget, Targets, usable
-from matview_operator.engine.turns import Turns
+from matview_operator.engine.turns import StaysDue, Turns
 
 log = logging.getLogger(__name__)
 
 
-class _PolicyChanged(MatviewError):
+class _PolicyChanged(StaysDue):
     """The policy as it was when the slot came up is not the policy any more."""
+
+
+class _Held(StaysDue):
+    """While the slot waited for a place, the time came in which it may not be begun."""
 
 
 class SlotRunner:
@@ -110,7 +114,7 @@ class SlotRunner:
             with attempts.work:
                 while (step := await attempts.next()) is not None:
                     await self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where)
-        except (NoPlace, _PolicyChanged, Held, asyncio.CancelledError) as stop:
+        except (NoPlace, StaysDue, asyncio.CancelledError) as stop:
             # A cancelled executor tells its result nevertheless: COMMIT may have been done.
             told = [result for result in stop.args if isinstance(result, RefreshResult)]
             suspended = self._suspended(policy)
@@ -228,7 +232,7 @@ class SlotRunner:
             return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
 
     def _may_begin(self, policy: Policy, slot: Slot, *, first: bool, again: bool) -> None:
-        """Raises _PolicyChanged or Held of a slot, NoPlace of one that is late, and of another attempt at a view: then
+        """Raises _PolicyChanged or _Held of a slot, NoPlace of one that is late, and of another attempt at a view: then
         the one before is told.
         """
         if first and self._registry.policies.get(policy.key) is not policy:
@@ -236,7 +240,7 @@ class SlotRunner:
         if first and slot.request is None and self._clock.now() > slot.deadline:
             raise NoPlace
         if first and self._holds.until(policy, slot) is not None:
-            raise Held
+            raise _Held
         if again and self._holds.closed_until(policy) is not None:
             raise NoPlace
 

@@ -186,12 +186,11 @@ class SlotTarget:
 
     async def of(self, spec: MatviewDatabaseSpec) -> ConnectionTarget:
         """Return what was read in this slot, unless the MatviewDatabase changed since; raises Problem."""
-        is_first = self._spec != spec
-        kept = None if is_first else self._kept
         self._fresh = False
-        if kept is None:
-            oldest = max(self._due_at, asyncio.get_running_loop().time() - _SHARED_SECONDS)
-            kept = await self._read(spec, since=oldest if is_first else None)
+        if self._spec != spec:
+            kept = await self._read(spec, since=max(self._due_at, asyncio.get_running_loop().time() - _SHARED_SECONDS))
+        else:
+            kept = self._kept or await self._read(spec)
         self._spec, self._kept = spec, kept
         if isinstance(kept, Problem):
             raise kept

@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Self
 
 from matview_operator.api.outcome import RefreshOutcome
+from matview_operator.domain.errors import MatviewError
 from matview_operator.domain.result import FAILURES, RefreshResult
 from matview_operator.domain.run import SlotId
 from matview_operator.domain.slot import Slot, is_fresh, is_stopped
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
-from matview_operator.engine.holds import Held
 from matview_operator.engine.lines import Blame, Due, Failure, Gathering, Line, Part, Step, Walk
 from matview_operator.engine.order import Order
 from matview_operator.engine.ports import Clock, Key
@@ -27,6 +27,10 @@ from matview_operator.engine.registry import Policy, Registry
 
 _FAILED = FAILURES | {RefreshOutcome.SKIPPED_UPSTREAM}
 _STALE_LINES = 1000
+
+
+class StaysDue(MatviewError):
+    """Raised by what is worked on: it ends for now, and will be begun anew."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -51,7 +55,7 @@ class Work(Due):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nobody waits for it any more, unless it stays due."""
-        if isinstance(error, Held):
+        if isinstance(error, StaysDue):
             self.turns.rest(self)
         else:
             self.turns.leave(self)
@@ -125,7 +129,7 @@ class Turns:
         if work is None:
             work = Work(turns=self, policy=policy, slot=slot, database=policy.database_key)
         elif work.policy is not policy:
-            self.leave(work)
+            self._change(work, policy)
         work.policy, work.database, work.steps, work.asked_at = policy, policy.database_key, steps, None
         work.failed.clear()
         self._enter(work)
@@ -188,6 +192,13 @@ class Turns:
             work.failed[view] = blame
             if work.slot.request is None:
                 line.failed(Failure(due_at=work.slot.due_at, ended_at=self.clock.now(), blame=blame))
+
+    def _change(self, work: Work, policy: Policy) -> None:
+        """Whoever waits for views that it still has goes on waiting."""
+        kept = views_of(policy.spec) if policy.spec is not None and policy.database_key == work.database else ()
+        for view in views_of(work.policy.spec) if work.policy.spec is not None else ():
+            if view not in kept:
+                self._close(work, view)
 
     def _enter(self, work: Work) -> None:
         if len(self._lines) > 2 * self._registry.view_count + _STALE_LINES:
