@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NewType
+from typing import Any, NewType
 
 from matview_operator.api.database import DatabaseLimits
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
@@ -68,8 +68,12 @@ class Run:
         ended_at: datetime,
         reason: RefreshReason | None = None,
         message: str | None = None,
+        **known: Any,
     ) -> RefreshResult:
-        """The result of a run that has nothing to say of rows: a skip, a failure, an interruption."""
+        """How the run ended, with what is known besides: a skip, a failure, an interruption know nothing of rows.
+
+        Raises ValidationError for numbers and times that no server can mean.
+        """
         return RefreshResult(
             view_name=str(self.view),
             tenant_id=self.tenant_id,
@@ -80,6 +84,7 @@ class Run:
             error_type=reason,
             error_message=None if message is None else shown(message, size=MESSAGE_BYTES),
             lock_key_debug=str(self.lock_keys),
+            **known,
         )
 
 

@@ -53,6 +53,8 @@ class Session:
         self._connection = connection
         self._statements = Statements(connection)
         self._is_proven = True
+        self._ahead: str | None = None
+        """The BEGIN that goes with the next statement."""
         self._offset: timedelta | None = None
         self._offset_base = 0.0
         self.facts: ServerFacts
@@ -136,7 +138,7 @@ class Session:
 
     async def rows(self, statement: str, *arguments: Any) -> list[Row]:
         """Run one of our statements and return its rows; outside a transaction in one of its own, which only reads."""
-        if self.in_transaction or statement in queries.PATHLESS:
+        if self.in_transaction or self._ahead is not None or statement in queries.PATHLESS:
             return await self._rows(statement, *arguments)
         await self._rows(queries.ASK)
         try:
@@ -153,11 +155,19 @@ class Session:
     async def _rows(self, statement: str, *arguments: Any) -> list[Row]:
         if self._is_proven:
             return await (await self._statements.described(statement)).fetch(*arguments)
+        begin, self._ahead = self._ahead, None
         try:
             async with asyncio.timeout(_PROOF_SECONDS):
-                rows = await (await self._statements.described(statement)).fetch(*arguments)
-        except (TimeoutError, OSError, *queries.DRIVER_ERRORS):
-            raise SessionLost from None
+                described = await self._statements.described(statement)
+                if begin is not None:
+                    self._statements.begin_ahead(begin)
+                rows = await described.fetch(*arguments)
+        except (TimeoutError, OSError, *queries.DRIVER_ERRORS) as error:
+            if begin is None or not isinstance(error, asyncpg.PostgresError) or not self.in_transaction:
+                raise SessionLost from None
+            # The server has begun, and refuses the statement itself.
+            self._is_proven = True
+            raise
         self._is_proven = True
         return rows
 
@@ -207,10 +217,14 @@ class Session:
     async def begin(self, *, at_one_snapshot: bool = False) -> None:
         """Start a job's one transaction; READ COMMITTED, so that each statement sees what was committed before it.
 
-        The first statement is to make the search path safe, as PATH and the settings do.
+        The first statement is to make the search path safe, as PATH and the settings do. BEGIN may be sent with it.
         `at_one_snapshot`: REPEATABLE READ, so that all of them see what was committed before the first.
         """
-        await self.rows(queries.BEGIN_AT_ONE_SNAPSHOT if at_one_snapshot else queries.BEGIN)
+        text = queries.BEGIN_AT_ONE_SNAPSHOT if at_one_snapshot else queries.BEGIN
+        if self._is_proven or not self._statements.keeps(text):
+            await self.rows(text)
+        else:
+            self._ahead = text
 
     async def commit(self) -> None:
         """Commit, and believe the tag only: COMMIT of an aborted transaction rolls back without an error."""

@@ -47,6 +47,18 @@ class Statements:
             known = self._descriptions[text] = await self._connection.prepare(text, name=name)
         return known
 
+    def keeps(self, text: str) -> bool:
+        """Whether the server keeps this one."""
+        return self.are_kept and text in self._descriptions
+
+    def begin_ahead(self, text: str) -> None:
+        """Send this BEGIN, which the server keeps, right before the next statement.
+
+        asyncpg has no pipeline: it would wait for the answer in between.
+        """
+        connection: Any = self._connection
+        connection._protocol.begin_ahead(name_of(text))  # noqa: SLF001 - ours: see authentication.py
+
     def keep(self) -> None:
         """From now on have the server keep them: nobody else uses the connection's session."""
         self.are_kept = True

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import InitVar, asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -88,26 +89,36 @@ class Work:
     attempt: int = 1
     after: Row | None = None
 
-    def result(self, outcome: RefreshOutcome, problem: Problem | None = None, **known: Any) -> RefreshResult:
-        """A result as of now, with what is known besides. Numbers and times that no server can mean are a failure."""
-        plain = self.run.result(
-            outcome,
-            started_at=self.job.started_at,
-            ended_at=datetime.now(UTC),
-            reason=None if problem is None else problem.reason,
-            message=None if problem is None else problem.message,
-        )
+    def result(
+        self,
+        outcome: RefreshOutcome,
+        problem: Problem | None = None,
+        *,
+        reason: RefreshReason | None = None,
+        **known: Any,
+    ) -> RefreshResult:
+        """A result as of now, with what is known besides. Numbers and times that no server can mean are a failure.
+
+        `reason`: why what was no problem was done as it was.
+        """
         counted = {} if self.watch is None else asdict(self.watch.tally)
+        ended = partial(
+            self.run.result, started_at=self.job.started_at, ended_at=datetime.now(UTC), attempts=self.attempt
+        )
         try:
-            return RefreshResult.model_validate(plain.model_dump() | {"attempts": self.attempt, **counted, **known})
+            return ended(
+                outcome,
+                reason=reason if problem is None else problem.reason,
+                message=None if problem is None else problem.message,
+                **counted,
+                **known,
+            )
         except ValidationError:
             # They would be refused as a status too, and then nobody would hear of this run.
-            return plain.model_copy(
-                update={
-                    "outcome": RefreshOutcome.FAILED,
-                    "error_type": RefreshReason.CONNECTION_FAILED,
-                    "error_message": "The server's answers make no sense for PostgreSQL. Check host and port.",
-                }
+            return ended(
+                RefreshOutcome.FAILED,
+                reason=RefreshReason.CONNECTION_FAILED,
+                message="The server's answers make no sense for PostgreSQL. Check host and port.",
             )
 
     def log_fields(self) -> dict[str, Any]:
@@ -146,7 +157,7 @@ def success(work: Work, problem: Problem | None = None) -> RefreshResult:
     return work.result(
         RefreshOutcome.SUCCESS,
         problem,
-        error_type=choice.reason if problem is None else problem.reason,
+        reason=choice.reason,
         mode=choice.mode,
         data_as_of=found.data_as_of,
         verified_at=found.data_as_of,

@@ -15,16 +15,20 @@ import asyncpg
 from asyncpg import protocol as asyncpg_protocol
 
 from matview_operator.adapters.postgres.wire.exchange import Exchange
-from matview_operator.adapters.postgres.wire.frames import HEADER_BYTES, Frames
+from matview_operator.adapters.postgres.wire.frames import HEADER_BYTES, Frames, frame
 from matview_operator.adapters.postgres.wire.tls import tls_problem, tls_unanswered
 from matview_operator.domain.errors import Problem
 
 _AUTHENTICATION = ord("R")
 _READY = ord("Z")
+_BIND, _EXECUTE, _SYNC = b"BES"
 _REQUEST_BYTES = 9
 """Of an authentication message up to the number that says what it asks for."""
 _GREETING_BYTES = 65_536
 """No honest server says more than this before it is ready for a query."""
+
+_BEGUN = b"2\0\0\0\x04" + b"C\0\0\0\x0aBEGIN\0" + b"Z\0\0\0\x05T"
+"""A server's whole answer to a BEGIN that it has kept for us."""
 
 _KEEPALIVE_IDLE_SECONDS = 30
 _KEEPALIVE_INTERVAL_SECONDS = 10
@@ -53,6 +57,8 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         self._greeted = 0
         self._exchange = Exchange()
         self._frames = Frames()
+        self._awaited = b""
+        """What is left of the answer to what was sent ahead."""
         self._refused: Exception | None = None
         self._wire: Any = None
         self._tls: ssl.SSLObject | None = None
@@ -98,7 +104,22 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
                 self._connected_future.set_exception(self._refused)
         super().connection_lost(self._refused or exc)
 
+    def begin_ahead(self, name: str) -> None:
+        """Send a BEGIN that the server keeps under this name, without waiting for its answer, which asyncpg would.
+
+        The statement that follows has to be sent before anything is awaited. If the answer is any other than that a
+        transaction was begun, the connection is dropped.
+        """
+        self._awaited = _BEGUN
+        self._wire.write(_execution(name))
+
     def _hand_on(self, data: bytes) -> None:
+        if self._awaited:
+            said = data[: len(self._awaited)]
+            if not self._awaited.startswith(said):
+                self._refuse(asyncpg.InterfaceError("the server did not begin a transaction"))
+                return
+            self._awaited, data = self._awaited[len(said) :], data[len(said) :]
         try:
             admitted = self._frames.admit(data)
         except Problem as problem:
@@ -119,6 +140,12 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         if not self._connected_future.done():
             self._connected_future.set_exception(why)
         self._wire.abort()
+
+
+def _execution(name: str) -> bytes:
+    """Bind to the unnamed portal without parameters, Execute, Sync."""
+    bind = b"\0" + name.encode() + b"\0" + bytes(6)
+    return frame(_BIND, bind) + frame(_EXECUTE, bytes(5)) + frame(_SYNC, b"")
 
 
 def _keep_alive(sock: socket.socket | None) -> None:

@@ -6,10 +6,13 @@ query can raise an error of a gigabyte, and a hostile server can say anything at
 
 from __future__ import annotations
 
+from struct import Struct
+
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.errors import Problem
 
-HEADER_BYTES = 5
+_HEADER = Struct(">BI")
+HEADER_BYTES = _HEADER.size
 FRAME_BYTES = 1 << 20
 """Of one frame. The largest of ours is a row of a few names and numbers."""
 ANSWER_BYTES = 16 << 20
@@ -47,25 +50,25 @@ class Frames:
             data, self._head = self._head + data, b""
         admitted: list[bytes] = []
         start = at = 0
-        while at < len(data):
-            if self._left:
-                step = min(self._left, len(data) - at)
-                self._left -= step
-                if self._held is not None:
-                    self._held += data[at : at + min(step, self._hold_bytes - len(self._held))]
-                    start = at + step
-                    if not self._left:
-                        admitted.append(self._released())
-                at += step
-            elif len(data) - at < HEADER_BYTES:
-                break
-            else:
-                self._begin(data[at], int.from_bytes(data[at + 1 : at + HEADER_BYTES], "big"))
+        size = len(data)
+        while at < size:
+            if not self._left:
+                if size - at < HEADER_BYTES:
+                    break
+                self._begin(*_HEADER.unpack_from(data, at))
                 if self._held is not None:
                     admitted.append(data[start:at])
                     start = at + HEADER_BYTES
                 at += HEADER_BYTES
-        if start == 0 and at == len(data):
+            step = min(size - at, self._left)
+            self._left -= step
+            if self._held is not None:
+                self._held += data[at : at + min(step, self._hold_bytes - len(self._held))]
+                start = at + step
+                if not self._left:
+                    admitted.append(self._released())
+            at += step
+        if start == 0 and at == size:
             return data
         self._head = data[at:]
         admitted.append(data[start:at])
@@ -83,8 +86,7 @@ class Frames:
             )
         self._left = length - _LENGTH_BYTES
         self._kind = kind
-        self._held = None
-        if self._left == 0:
+        if not self._left:
             return
         if kind in _UNHEARD:
             self._held, self._hold_bytes = bytearray(), 0
@@ -100,14 +102,15 @@ class Frames:
         if self._kind == _ERROR:
             # What is cut off ends the field that it cuts; then come the ends of that field and of all fields.
             text = bytes(held).decode(errors="ignore").encode()
-            return _frame(_ERROR, text + b"\0\0")
+            return frame(_ERROR, text + b"\0\0")
         if self._kind == _SETTING and held.startswith(_ENCODING):
-            return _frame(_SETTING, bytes(held))
+            return frame(_SETTING, bytes(held))
         return b""
 
 
-def _frame(kind: int, payload: bytes) -> bytes:
-    return bytes([kind]) + (len(payload) + _LENGTH_BYTES).to_bytes(_LENGTH_BYTES, "big") + payload
+def frame(kind: int, payload: bytes) -> bytes:
+    """One message, of ours or of a server's."""
+    return _HEADER.pack(kind, len(payload) + _LENGTH_BYTES) + payload
 
 
 def _lost(what: str) -> Problem:
