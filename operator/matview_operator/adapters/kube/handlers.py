@@ -8,6 +8,7 @@ import kopf
 from kubernetes.aio import client
 
 from matview_operator.adapters.kube.client import kopf_login
+from matview_operator.adapters.kube.resync import PAGE
 from matview_operator.api.database import MatviewDatabase
 from matview_operator.api.model import GROUP, VERSION
 from matview_operator.api.policy import MatviewRefreshPolicy
@@ -36,6 +37,10 @@ def watch(registry: kopf.OperatorRegistry, *, intake: Intake, configuration: cli
             intake.database_seen(event["object"])
 
 
+_WORKER_SECONDS = 0.1
+"""For so long kopf keeps a task, a queue and the object after its last news."""
+
+
 class _NoDiffs(kopf.DiffBaseStorage):
     """For every event kopf makes a deep copy of the object, to see what changed; none of our handlers asks it."""
 
@@ -56,3 +61,5 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.scanning.disabled = True
     settings.persistence.diffbase_storage = _NoDiffs()
     settings.networking.request_timeout = 60
+    settings.watching.chunk_size = PAGE
+    settings.queueing.idle_timeout = _WORKER_SECONDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ from matview_operator.engine.ports import ApiUnavailable
 log = logging.getLogger(__name__)
 
 PERIOD_SECONDS = 300.0
-_PAGE = 500
+PAGE = 100
+"""Objects of one answer: as text and parsed, thousands would take more memory than all that is kept of them."""
 _START_PAUSE_SECONDS = 2.0
 
 
@@ -36,8 +38,8 @@ class Resync:
         """List all once, databases first; waits until the API server answers."""
         while True:
             try:
-                databases = [item async for item in self._list(MatviewDatabase.PLURAL)]
-                policies = [item async for item in self._list(MatviewRefreshPolicy.PLURAL)]
+                databases = deque([item async for item in self._list(MatviewDatabase.PLURAL)])
+                policies = deque([item async for item in self._list(MatviewRefreshPolicy.PLURAL)])
                 break
             except (ApiUnavailable, ApiException) as error:
                 why = f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)
@@ -47,13 +49,15 @@ class Resync:
                     extra={"action": "load"},
                 )
                 await asyncio.sleep(_START_PAUSE_SECONDS)
+        counts = len(policies), len(databases)
         for seen, bodies in ((self._intake.database_seen, databases), (self._intake.policy_seen, policies)):
-            for body in bodies:
+            # Each is let go at once, so that what is made of it can take its place in memory.
+            while bodies:
                 try:
-                    seen(body)
+                    seen(bodies.popleft())
                 except Exception:  # One object's surprise keeps nobody else from being refreshed.
                     log.exception("object not taken in", extra={"action": "load"})
-        log.info("loaded %d policies and %d databases", len(policies), len(databases), extra={"action": "load"})
+        log.info("loaded %d policies and %d databases", *counts, extra={"action": "load"})
 
     async def run(self) -> None:
         """Prune until cancelled."""
@@ -77,6 +81,8 @@ class Resync:
             while True:
                 page = await self._page(plural, namespace, token)
                 for item in page["items"]:
+                    # Half of an object, and nothing to us.
+                    item["metadata"].pop("managedFields", None)
                     yield item
                 token = page["metadata"].get("continue")
                 if not token:
@@ -86,8 +92,8 @@ class Resync:
         with api_errors():
             if namespace is None:
                 return await self._objects.list_cluster_custom_object(
-                    GROUP, VERSION, plural, limit=_PAGE, _continue=token, _request_timeout=REQUEST_SECONDS
+                    GROUP, VERSION, plural, limit=PAGE, _continue=token, _request_timeout=REQUEST_SECONDS
                 )
             return await self._objects.list_namespaced_custom_object(
-                GROUP, VERSION, namespace, plural, limit=_PAGE, _continue=token, _request_timeout=REQUEST_SECONDS
+                GROUP, VERSION, namespace, plural, limit=PAGE, _continue=token, _request_timeout=REQUEST_SECONDS
             )
