@@ -82,6 +82,7 @@ class _Operator:
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         self._stands_by = True
         if not await _before(stopping, leadership.acquire()):
+            await leadership.release()
             return
         self._stands_by = False
         # Older than kopf, which would cancel it on its way out: the Lease is renewed until the last run has ended.

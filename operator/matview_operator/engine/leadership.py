@@ -65,6 +65,8 @@ class Leadership:
         self._sighting: Sighting | None = None
         self._is_newest = False
         """Whether the sighting is what we wrote ourselves, by a request that was answered."""
+        self._is_unanswered = False
+        """Whether the newest write may have been done though nobody said so."""
         self._until: float | None = None
         self._turn = asyncio.Lock()
         self._told: str | None = None
@@ -100,16 +102,24 @@ class Leadership:
         """Let another take the Lease at once, if it is ours; nothing may run any more. Best effort."""
         async with self._turn:
             held, self._until = self.holds(), None
-            if not held or self._sighting is None:
-                return
-            given = replace(self._sighting.lease, holder=None, renewed_at=self._clock.now())
             try:
                 async with asyncio.timeout(self._timing.request_seconds):
-                    await self._store.write(given)
+                    lease = await self._ours() if held or self._is_unanswered else None
+                    if lease is None:
+                        return
+                    await self._store.write(replace(lease, holder=None, renewed_at=self._clock.now()))
             except (ApiUnavailable, LeaseChanged, TimeoutError) as error:
                 log.warning("the Lease was not released: %s", error, extra={"action": "leader_release"})
             else:
                 log.info("the Lease is free", extra={"action": "leader_released"})
+
+    async def _ours(self) -> Lease | None:
+        """The newest version of the Lease, if we have it."""
+        if self._is_newest and self._sighting is not None:
+            return self._sighting.lease
+        # Whoever ended us in the middle of a write did not wait for its answer.
+        lease = await self._store.read()
+        return lease if lease is not None and lease.holder == self._me else None
 
     def _remaining(self) -> float:
         return 0.0 if self._until is None else max(0.0, self._until - self._seconds())
@@ -141,8 +151,10 @@ class Leadership:
                 return False
         former = None if self._sighting is None else self._sighting.lease
         sent = self._seconds()
+        self._is_newest, self._is_unanswered = False, True
         written = await self._store.write(claimed(former, me=self._me, at=self._clock.now(), timing=self._timing))
-        self._sighting, self._is_newest = Sighting(lease=written, since=sent), True
+        self._sighting = Sighting(lease=written, since=sent)
+        self._is_newest, self._is_unanswered = True, False
         # From before the request: no other process can have seen it earlier.
         self._until = sent + self._timing.deadline_seconds
         self._told = None
