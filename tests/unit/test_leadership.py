@@ -242,7 +242,7 @@ async def test_a_release_that_the_api_server_does_not_hear_ends_nevertheless() -
 
 
 @pytest.mark.parametrize("leading", [False, True], ids=["standing by", "leading"])
-async def test_who_ends_in_the_middle_of_a_write_gives_the_lease_back(leading: bool) -> None:  # noqa: FBT001
+async def test_who_ends_in_the_middle_of_a_write_gives_the_lease_back(*, leading: bool) -> None:
     lease = MemoryLease()
     one = process("one", lease)
     one.start()

@@ -45,6 +45,24 @@ async def test_t7_no_schedule_refreshes_a_view_more_often_than_its_administrator
         assert world.condition(place, "Fresh") == ("True", "Refreshed")
 
 
+async def test_a_schedule_that_is_denser_than_the_interval_is_said_so_until_either_is_changed() -> None:
+    async with World() as world:
+        world.database(limits={"minIntervalSeconds": 100})
+        by_the_second = world.policy("dense", **every(30))
+        by_the_minute = world.policy("cron", schedule={"cron": "0,1 * * * *"}, **of("other"))
+        fitting = world.policy("fitting", **every(100), **of("third"))
+        await until(20)
+        assert world.condition(by_the_second, "Ready") == world.condition(by_the_minute, "Ready") == ("True", "Paced")
+        assert world.condition(fitting, "Ready") == ("True", "Scheduled")
+        (message,) = [c["message"] for c in world.api.status(by_the_second)["conditions"] if c["type"] == "Ready"]
+        assert message.startswith("The schedule has slots 30 s apart, and limits.minIntervalSeconds")
+        world.database(limits={"minIntervalSeconds": 60})
+        world.policy("dense", **every(60))
+        await until(40)
+        for place in (by_the_second, by_the_minute, fitting):
+            assert world.condition(place, "Ready") == ("True", "Scheduled")
+
+
 async def test_a_slot_that_comes_too_soon_waits_and_is_run() -> None:
     async with World() as world:
         world.database(limits={"minIntervalSeconds": 40})

@@ -13,6 +13,7 @@ from matview_operator.adapters.kube.status_writer import status_document
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
 from matview_operator.api.policy import MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
+from matview_operator.domain.conditions import Statement
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.reading import read_policy_status
 from matview_operator.domain.result import RefreshResult
@@ -262,7 +263,8 @@ def test_a_reason_of_another_version_does_not_break_the_judgement() -> None:
 
 def test_ready_says_suspended_or_blocking_and_still_is_true() -> None:
     assert judged(NOTHING, Standing(generation=1, problem=None, suspended=True))["Ready"][:2] == ("True", "Suspended")
-    said = judged(NOTHING, Standing(generation=1, problem=None, note="Readers wait"))
+    note = Statement("Ready", "True", "BlockingRefresh", "Readers wait")
+    said = judged(NOTHING, Standing(generation=1, problem=None, note=note))
     assert said["Ready"] == ("True", "BlockingRefresh", "Readers wait")
 
 

@@ -24,6 +24,9 @@ RUN_FAILED = "RunFailed"
 BLOCKING = "BlockingRefresh"
 """Ready, but readers wait during a refresh."""
 
+PACED = "Paced"
+"""Ready, but the database lets a view be refreshed less often than the schedule wants."""
+
 LEDGER_NOT_USED = "LedgerNotUsed"
 """Ready, but a ledger that is there makes no slot happen exactly once."""
 

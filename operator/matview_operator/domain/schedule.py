@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import NamedTuple
 
 from matview_operator.api.policy import Schedule
@@ -13,6 +14,7 @@ from matview_operator.domain.local_time import changes, first_change, last_chang
 _DAY = timedelta(days=1)
 """No change of clocks leaves out or repeats more."""
 _INSTANT = timedelta(microseconds=1)
+_FEW = 3
 
 
 class Due(NamedTuple):
@@ -49,6 +51,13 @@ class Timetable:
         if newest <= after:
             return Due(0, None, following)
         return Due(self._count(after - self.delay, until - self.delay), newest, following)
+
+    def least_gap(self, instant: datetime) -> timedelta:
+        """How soon one of the next few slots follows on another."""
+        slots = [self.next_after(instant)]
+        while len(slots) < _FEW:
+            slots.append(self.next_after(slots[-1]))
+        return min(later - sooner for sooner, later in pairwise(slots))
 
     def describe(self) -> str:
         """The schedule in words, for `kubectl get`."""

@@ -11,7 +11,6 @@ from matview_operator.api.policy import MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import HistoryEntry, MatviewRefreshPolicyStatus, ViewStatus
 from matview_operator.domain.clock_jump import believed
 from matview_operator.domain.conditions import (
-    BLOCKING,
     FAILED_SLOTS_UNTIL_NOT_READY,
     FRESH,
     READY,
@@ -41,7 +40,8 @@ class Standing:
     generation: int
     problem: Problem | None
     """What the preflight, or the spec itself, found wrong."""
-    note: str | None = None
+    note: Statement | None = None
+    """What Ready says instead, if it is true."""
     """What works, but not as one would wish: a view that is refreshed in blocking mode."""
     is_judged: bool = True
     """Whether problem and note are known yet; else Ready says what it said."""
@@ -235,7 +235,7 @@ def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[S
     if standing.suspended:
         return [Statement(READY, "True", "Suspended", "The schedule is suspended; requested refreshes still run.")]
     if standing.note is not None:
-        return [Statement(READY, "True", BLOCKING, standing.note)]
+        return [standing.note]
     return [Statement(READY, "True", "Scheduled", "The views can be refreshed; see status.nextSlotTime.")]
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 from matview_operator.api.database import CHECK_INTERVAL_SECONDS, MatviewDatabaseStatus, ServerStatus
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Consistency
-from matview_operator.domain.conditions import LEDGER_NOT_USED, READY, Statement, merge, not_ready
+from matview_operator.domain.conditions import BLOCKING, LEDGER_NOT_USED, PACED, READY, Statement, merge, not_ready
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.inspection import Inspection, ViewCheck
+from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.server import ServerFacts, ledger_advice, search_path_advice, version_advice
 from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.view import ViewName
@@ -138,7 +139,8 @@ class Preflights:
             policy.problem = self._own_problem(policy) or problem
             policy.is_judged = True
             if policy.problem is None and inspection is not None:
-                policy.problem, policy.note = _judge(checks[policy.key], inspection)
+                policy.problem, blocking = _judge(checks[policy.key], inspection)
+                policy.note = blocking or self._pace(policy, database)
             self._judged(policy)
         others = self._order.stirred(key).difference(asked)
         if others:
@@ -158,6 +160,24 @@ class Preflights:
             if too_long:
                 return Problem(RefreshReason.INVALID_SPEC, too_long[0])
         return None
+
+    def _pace(self, policy: Policy, database: Database | None) -> Statement | None:
+        """What there is to say of a schedule that is denser than the database lets it be."""
+        timetable = policy.timetable
+        if database is None or database.spec is None or not isinstance(timetable, Timetable):
+            return None
+        least = database.spec.limits.min_interval_seconds
+        gap = timetable.least_gap(self._clock.now()).total_seconds()
+        if gap >= least:
+            return None
+        return Statement(
+            READY,
+            "True",
+            PACED,
+            f"The schedule has slots {gap:g} s apart, and limits.minIntervalSeconds of MatviewDatabase "
+            f"{database.ref.key.name} keeps refreshes of a view {least} s apart: slots wait, and those that a newer "
+            "one overtakes are missed. Schedule fewer, or have the limit lowered.",
+        )
 
     def _report_database(self, database: Database, problem: Problem | None, inspection: Inspection | None) -> None:
         problem = database.problem or problem
@@ -196,7 +216,7 @@ def _checks(policy: Policy, search_path: tuple[str, ...]) -> dict[ViewName, View
     }
 
 
-def _judge(checks: dict[ViewName, ViewCheck], inspection: Inspection) -> tuple[Problem | None, str | None]:
+def _judge(checks: dict[ViewName, ViewCheck], inspection: Inspection) -> tuple[Problem | None, Statement | None]:
     blocking: list[str] = []
     for name, check in checks.items():
         answer = inspection.answers[check]
@@ -206,9 +226,12 @@ def _judge(checks: dict[ViewName, ViewCheck], inspection: Inspection) -> tuple[P
             blocking.append(str(name))
     if not blocking:
         return None, None
-    return None, (
+    return None, Statement(
+        READY,
+        "True",
+        BLOCKING,
         f"Readers wait while {', '.join(blocking)} is refreshed: it has no unique index on plain columns without "
-        "WHERE. Create one, and refreshes will run CONCURRENTLY."
+        "WHERE. Create one, and refreshes will run CONCURRENTLY.",
     )
 
 

@@ -12,6 +12,7 @@ from matview_operator.api.condition import Condition
 from matview_operator.api.database import Bookkeeping, MatviewDatabaseSpec, MatviewDatabaseStatus
 from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
+from matview_operator.domain.conditions import Statement
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.jitter import delay
 from matview_operator.domain.schedule import Timetable
@@ -33,7 +34,7 @@ class Policy:
     spec: MatviewRefreshPolicySpec | None
     problem: Problem | None = None
     """What the spec or the newest preflight found wrong."""
-    note: str | None = None
+    note: Statement | None = None
     is_judged: bool = False
     """Whether `problem` and `note` are known; after a start they are not, and the stored conditions are repeated."""
     status: MatviewRefreshPolicyStatus
