@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import http.client
+import json
 import os
 import signal
 import ssl
+import urllib.request
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 
@@ -19,7 +21,7 @@ from sandbox.errors import SandboxError
 from sandbox.processes import ServerProcess, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 _AUDIT_POLICY = """
@@ -43,6 +45,7 @@ _READY_SECONDS = 60
 """Generous: a machine that compiles something else at the same time is slow. Idle, all is ready in 4 s."""
 
 _STOP_SECONDS = 5
+_ETCD_SECONDS = 10
 _PORT_ATTEMPTS = 3
 _CONTROLLERS = "namespace-controller,garbage-collector-controller,serviceaccount-controller"
 
@@ -53,9 +56,10 @@ class ControlPlane(Cluster):
     There is no kubelet and no scheduler: Deployments are stored but do not run. Its processes die with ours.
     """
 
-    def __init__(self, *, directory: Path, binaries: Binaries) -> None:
+    def __init__(self, *, directory: Path, binaries: Binaries, watch_cache: bool = True) -> None:
         self._directory = directory
         self._binaries = binaries
+        self._watch_cache = watch_cache
         self._token = ""
         self._port = 0
         self._etcd_port = 0
@@ -66,14 +70,15 @@ class ControlPlane(Cluster):
         super().__init__(kubeconfig=directory / "kubeconfig", kubectl=binaries.kubectl, environment=home)
 
     @classmethod
-    def start(cls, directory: Path, *, console: Console | None = None) -> Self:
+    def start(cls, directory: Path, *, console: Console | None = None, watch_cache: bool = True) -> Self:
         """Start a control plane in a new or empty directory, building its programs first if they are nowhere.
 
-        Raises SandboxError, with the end of the log that tells why, if it cannot be had.
+        Without `watch_cache` the API server has no memory of its own of what happened: a watch gets it from etcd, as
+        far back as that remembers. Raises SandboxError, with the end of the log that tells why, if it cannot be had.
         """
         binaries = Binaries.obtain(console=console or Console())
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        plane = cls(directory=directory.absolute(), binaries=binaries)
+        plane = cls(directory=directory.absolute(), binaries=binaries, watch_cache=watch_cache)
         try:
             plane._start()
         except BaseException:  # on Ctrl-C, too: nothing is left behind
@@ -104,10 +109,22 @@ class ControlPlane(Cluster):
                 if process is not None:
                     stack.callback(process.stop, timeout=_STOP_SECONDS)
 
-    def stop_apiserver(self) -> None:
-        """Take the API server away at once, as a crash would; what it stored stays in etcd."""
-        if self._apiserver is not None:
-            self._apiserver.stop(signal=signal.SIGKILL, timeout=_STOP_SECONDS)
+    def stop_apiserver(self, *, by: signal.Signals = signal.SIGKILL) -> int | None:
+        """Take the API server away, by default at once as a crash would; what it stored stays in etcd.
+
+        Returns its exit code, which is 0 if it had the time to end by itself.
+        """
+        if self._apiserver is None:
+            return None
+        self._apiserver.stop(signal=by, timeout=_READY_SECONDS)
+        return self._apiserver.exit_code
+
+    def compact(self) -> int:
+        """Have etcd forget all versions of all objects but the present ones; return the newest version there is."""
+        # A range that is empty: its answer's header has the revision.
+        revision = int(self._ask_etcd("kv/range", {"key": base64.b64encode(b"-").decode()})["header"]["revision"])
+        self._ask_etcd("kv/compaction", {"revision": str(revision), "physical": True})
+        return revision
 
     def start_apiserver(self) -> None:
         """Start the API server at its old address, with its old certificate; returns when it is ready.
@@ -133,6 +150,8 @@ class ControlPlane(Cluster):
             "--endpoint-reconciler-type=none",
             f"--audit-policy-file={self._audit_policy}",
             f"--audit-log-path={self.audit_log}",
+            f"--watch-cache={str(self._watch_cache).lower()}",
+            "--shutdown-watch-termination-grace-period=1s",  # else SIGTERM waits a minute for watches to end
         )
         self._apiserver.wait_ready(self._is_ready, timeout=_READY_SECONDS)
 
@@ -203,6 +222,12 @@ class ControlPlane(Cluster):
                 return connection.getresponse().status
         except (OSError, http.client.HTTPException):  # ssl.SSLError is an OSError
             return None
+
+    def _ask_etcd(self, method: str, body: Mapping[str, object]) -> Any:
+        """The answer of etcd's gateway from JSON to gRPC."""
+        url = f"http://127.0.0.1:{self._etcd_port}/v3/{method}"
+        with urllib.request.urlopen(url, data=json.dumps(body).encode(), timeout=_ETCD_SECONDS) as answer:
+            return json.load(answer)
 
     def _log(self, name: str) -> Path:
         return self._directory / f"{name}.log"

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from rich.console import Console
-from sandbox.controlplane import Cluster, ControlPlane, ExistingCluster
+from sandbox.controlplane import Cluster, ExistingCluster
 from sandbox.controlplane.binaries import Binaries
 from sandbox.errors import SandboxError
 from sandbox.operator_process import OperatorProcess
@@ -18,6 +18,7 @@ from sandbox.postgres import PostgresServer
 from tests.canaries import looked_at
 from tests.cluster.exposition import scrape
 from tests.cluster.operators import Operators
+from tests.cluster.planes import MANIFESTS, install, started
 from tests.cluster.tenant import Tenant
 from tests.databases import Databases
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 REVISION = "0123456789abcdef"
 """What the operator is told that it was built from."""
-MANIFESTS = Path(__file__).parents[2] / "manifests"
 CLUSTER_VARIABLE = "TEST_CLUSTER"
 _LOG_LINES = 40
 
@@ -76,9 +76,8 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest
                 print(f"\nTesting with your cluster: context {existing.context}")  # noqa: T201 - for the user
             yield existing
         return
-    with ControlPlane.start(directory) as plane:
+    with started(directory) as plane:
         yield plane
-    shutil.rmtree(directory / "etcd")  # pytest keeps the folders of three sessions, and this is 64 MB
 
 
 @pytest.fixture
@@ -92,9 +91,8 @@ def namespace(control_plane: Cluster) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def installed(control_plane: Cluster) -> Cluster:
-    """The cluster with CRDs, ServiceAccount and role, as the README installs them."""
-    control_plane.run_kubectl("apply", "-k", str(MANIFESTS / "cluster"))
-    control_plane.run_kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+    """The cluster with all that an operator needs there."""
+    install(control_plane)
     return control_plane
 
 

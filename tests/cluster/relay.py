@@ -39,11 +39,13 @@ class Relay:
     async def serving(self) -> AsyncIterator[str]:
         """Yield its URL."""
         listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        yield f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        await stop_listening(listener)
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        try:
+            yield f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        finally:
+            await stop_listening(listener)
+            for pump in self._pumps:
+                pump.cancel()
+            await asyncio.gather(*self._pumps, return_exceptions=True)
 
     def freeze(self) -> None:
         self._passes.clear()

@@ -9,8 +9,9 @@ from typing import Any
 
 from sandbox.operator_process import OperatorProcess
 from sandbox.pgtemplate import SUPERUSER
-from tests.cluster.conftest import MANIFESTS, REVISION
+from tests.cluster.conftest import REVISION
 from tests.cluster.exposition import scrape
+from tests.cluster.planes import MANIFESTS
 from tests.cluster.tenant import Json, Tenant, condition, is_ready, policy
 from tests.database import APP_OWNER
 
