@@ -108,7 +108,7 @@ class _Operator:
     async def _work(self, configuration: client.Configuration, *, stopping: asyncio.Event) -> None:
         """Load what exists, then watch, as after any start; kopf handles the signals."""
         registry = kopf.OperatorRegistry()
-        watch(registry, intake=self._intake, configuration=configuration)
+        watch(registry, intake=self._intake, resync=self._resync, configuration=configuration)
         kopf.on.startup(registry=registry)(self._start)
         kopf.on.cleanup(registry=registry)(self._stop)
         await kopf.operator(

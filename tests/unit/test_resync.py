@@ -12,7 +12,7 @@ from kubernetes.aio import client
 from tests.unit.memory_api import Body
 from tests.unit.world import POLICY, World, key, until
 
-from matview_operator.adapters.kube.resync import PERIOD_SECONDS, Resync
+from matview_operator.adapters.kube.resync import PERIOD_SECONDS, RELISTED_SECONDS, Resync
 from matview_operator.engine.ports import ApiUnavailable
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
@@ -38,6 +38,12 @@ class Listed:
         first = 0 if token is None else int(token)
         following = str(first + 2) if first + 2 < len(items) else ""
         return {"items": items[first : first + 2], "metadata": {"continue": following}}
+
+    def name_all(self) -> None:
+        """As a watch that begins."""
+        for (kind, _), body in list(self.world.api.objects.items()):
+            self.resync.named(body)
+            (self.world.intake.policy_seen if kind == POLICY else self.world.intake.database_seen)(body)
 
 
 @pytest.fixture
@@ -106,4 +112,32 @@ async def test_the_periodic_list_prunes_what_is_gone_and_a_failed_one_nothing(li
     listed.down = False
     await until(2 * PERIOD_SECONDS + 5)
     assert {place.name for place in listed.world.supervisor.registry.policies} == {"a", "c"}
+    running.cancel()
+
+
+async def test_a_deletion_that_was_lost_when_the_watch_began_anew_is_found_by_a_list_soon_after(listed: Listed) -> None:
+    world = listed.world
+    apply(world, "a", "b", "c")
+    await listed.resync.load()
+    await until(1)  # their first statuses are written: no write tells of the deletion
+    running = asyncio.create_task(listed.resync.run())
+    # The watch's first list, which has what was created after the load, too.
+    world.policy("new", schedule={"everySeconds": 31_536_000})
+    listed.name_all()
+    listed.lists.clear()
+    await until(60)
+    assert listed.lists == []
+    world.api.delete(POLICY, key("b"))
+    listed.down = True
+    listed.name_all()
+    await until(60 + RELISTED_SECONDS + 1)
+    assert listed.lists == ["matviewdatabases"]
+    assert key("b") in world.supervisor.registry.policies
+    # Tried again, and then no more.
+    listed.down = False
+    await until(60 + 2 * RELISTED_SECONDS + 1)
+    assert {place.name for place in world.supervisor.registry.policies} == {"a", "c", "new"}
+    listed.lists.clear()
+    await until(PERIOD_SECONDS)
+    assert listed.lists == []
     running.cancel()

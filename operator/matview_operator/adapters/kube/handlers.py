@@ -8,14 +8,16 @@ import kopf
 from kubernetes.aio import client
 
 from matview_operator.adapters.kube.client import kopf_login
-from matview_operator.adapters.kube.resync import PAGE
+from matview_operator.adapters.kube.resync import PAGE, Resync
 from matview_operator.api.database import MatviewDatabase
 from matview_operator.api.model import GROUP, VERSION
 from matview_operator.api.policy import MatviewRefreshPolicy
 from matview_operator.engine.intake import Intake
 
 
-def watch(registry: kopf.OperatorRegistry, *, intake: Intake, configuration: client.Configuration) -> None:
+def watch(
+    registry: kopf.OperatorRegistry, *, intake: Intake, resync: Resync, configuration: client.Configuration
+) -> None:
     """Register the handlers. They are coroutines, so that kopf runs them in our loop and not in threads."""
 
     @kopf.on.login(registry=registry)
@@ -24,6 +26,8 @@ def watch(registry: kopf.OperatorRegistry, *, intake: Intake, configuration: cli
 
     @kopf.on.event(GROUP, VERSION, MatviewRefreshPolicy.PLURAL, registry=registry)
     async def policy_event(event: Any, **_: Any) -> None:
+        if event["type"] is None:
+            resync.named(event["object"])
         if event["type"] == "DELETED":
             intake.policy_gone(event["object"])
         else:
@@ -31,6 +35,8 @@ def watch(registry: kopf.OperatorRegistry, *, intake: Intake, configuration: cli
 
     @kopf.on.event(GROUP, VERSION, MatviewDatabase.PLURAL, registry=registry)
     async def database_event(event: Any, **_: Any) -> None:
+        if event["type"] is None:
+            resync.named(event["object"])
         if event["type"] == "DELETED":
             intake.database_gone(event["object"])
         else:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kubernetes.aio import client
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 PERIOD_SECONDS = 300.0
 PAGE = 100
 """Objects of one answer: as text and parsed, thousands would take more memory than all that is kept of them."""
+RELISTED_SECONDS = 5.0
+"""From when a watch began anew to a list of our own; by then the watches have named what there is."""
 _START_PAUSE_SECONDS = 2.0
 
 
@@ -33,6 +36,9 @@ class Resync:
         self._objects = client.CustomObjectsApi(api)
         self._intake = intake
         self._namespaces = namespaces
+        self._unnamed: set[str] = set()
+        """What was loaded, and is to be named once by the first list of its watch."""
+        self._relisted = asyncio.Event()
 
     async def load(self) -> None:
         """List all once, databases first; waits until the API server answers."""
@@ -57,23 +63,47 @@ class Resync:
                     seen(bodies.popleft())
                 except Exception:  # One object's surprise keeps nobody else from being refreshed.
                     log.exception("object not taken in", extra={"action": "load"})
+        self._unnamed = self._intake.known_uids()
         log.info("loaded %d policies and %d databases", *counts, extra={"action": "load"})
 
+    def named(self, body: Any) -> None:
+        """The list that a watch begins with has this object; to be told before the intake.
+
+        Of one that is known and was named before, it says that the watch began anew, because what it was to go on from
+        is gone from the API server; and with it the news of deletions.
+        """
+        uid = self._intake.known_uid(body)
+        if uid in self._unnamed:
+            self._unnamed.remove(uid)
+        elif uid is not None:
+            self._relisted.set()
+
     async def run(self) -> None:
-        """Prune until cancelled."""
+        """Prune until cancelled: now and then, and soon after a watch began anew."""
         while True:
-            await asyncio.sleep(PERIOD_SECONDS)
-            known = self._intake.known_uids()
-            try:
-                listed = {
-                    str(item["metadata"]["uid"])
-                    for plural in (MatviewDatabase.PLURAL, MatviewRefreshPolicy.PLURAL)
-                    async for item in self._list(plural)
-                }
-            except (ApiUnavailable, ApiException):
-                log.warning("the periodic list failed; nothing is pruned", extra={"action": "resync"})
-                continue
-            self._intake.prune(known_before=known, listed=listed)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PERIOD_SECONDS):
+                    await self._relisted.wait()
+                    await asyncio.sleep(RELISTED_SECONDS)
+            relisted = self._relisted.is_set()
+            self._relisted.clear()
+            if not await self._prune() and relisted:
+                self._relisted.set()
+
+    async def _prune(self) -> bool:
+        """List, and forget what is not there any more; whether the API server answered."""
+        known = self._intake.known_uids()
+        try:
+            listed = {
+                str(item["metadata"]["uid"])
+                for plural in (MatviewDatabase.PLURAL, MatviewRefreshPolicy.PLURAL)
+                async for item in self._list(plural)
+            }
+        except (ApiUnavailable, ApiException):
+            log.warning("the periodic list failed; nothing is pruned", extra={"action": "resync"})
+            return False
+        self._intake.prune(known_before=known, listed=listed)
+        return True
 
     async def _list(self, plural: str) -> AsyncIterator[dict[str, Any]]:
         for namespace in self._namespaces or (None,):
