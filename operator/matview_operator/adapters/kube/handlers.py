@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import kopf
@@ -47,6 +49,18 @@ _WORKER_SECONDS = 0.1
 """For so long kopf keeps a task, a queue and the object after its last news."""
 
 
+class _Backoffs:
+    """Seconds between attempts of kopf's requests, without an end.
+
+    By default kopf ends, and the operator with it, when something answers 5xx for a minute: a load balancer whose API
+    server is away, for instance.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (1, 1, 2, 3, 5)
+        yield from repeat(8)
+
+
 class _NoDiffs(kopf.DiffBaseStorage):
     """For every event kopf makes a deep copy of the object, to see what changed; none of our handlers asks it."""
 
@@ -69,3 +83,4 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.networking.request_timeout = 60
     settings.watching.chunk_size = PAGE
     settings.queueing.idle_timeout = _WORKER_SECONDS
+    settings.networking.error_backoffs = _Backoffs()
