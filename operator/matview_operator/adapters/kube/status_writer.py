@@ -17,6 +17,8 @@ PLURALS = {MatviewRefreshPolicy.KIND: MatviewRefreshPolicy.PLURAL, MatviewDataba
 _NOT_FOUND = 404
 _CONFLICT = 409
 _MERGE_PATCH = "application/merge-patch+json"
+_METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+"""What is answered: the object itself we have just sent, and the watch tells it again."""
 
 
 class KubeStatusWriter:
@@ -36,7 +38,11 @@ class KubeStatusWriter:
         try:
             with api_errors():
                 written: Any = await self._objects.patch_namespaced_custom_object_status(
-                    *place, body, _content_type=_MERGE_PATCH, _request_timeout=REQUEST_SECONDS
+                    *place,
+                    body,
+                    _content_type=_MERGE_PATCH,
+                    _headers={"Accept": _METADATA_ONLY},
+                    _request_timeout=REQUEST_SECONDS,
                 )
         except ApiException as error:
             if error.status == _NOT_FOUND:
