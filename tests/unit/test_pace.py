@@ -215,6 +215,22 @@ async def test_a_clock_that_is_set_back_makes_nothing_wait_longer_than_the_inter
         assert begun(world)[:2] == [30, 45 - 7200]
 
 
+async def test_a_clock_that_was_set_back_since_one_view_was_refreshed_keeps_the_interval_of_the_others() -> None:
+    async with World() as world:
+        world.inspector.facts["bookkeeping"] = Bookkeeping.MISSING  # else it would say that a later run covers the slot
+        world.database(limits={"minIntervalSeconds": 40})
+        views: list[dict[str, Any]] = [{"name": "a"}, {"name": "b"}]
+        world.policy("both", views=views, schedule={"everySeconds": 600}, startingDeadlineSeconds=300)
+        await until(3601)
+        world.clock.set_by = timedelta(seconds=-12_000)  # so far that the schedule goes on from the new time
+        b = world.policy("b", views=views[1:], schedule={"everySeconds": 31_536_000})
+        await until(4195)
+        world.api.annotate(b, "now")
+        await until(4300)
+        assert begun(world, "b")[-2:] == [4195 - 12_000, 4195 + 40 - 12_000]
+        assert begun(world, "a")[-2:] == [3600, 4195 + 40 - 12_000]
+
+
 async def test_what_became_of_a_commit_is_asked_at_once_and_told_if_a_window_closes() -> None:
     async with World() as world:
         world.database(limits={"minIntervalSeconds": 3600})

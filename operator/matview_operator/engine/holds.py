@@ -34,9 +34,8 @@ class Holds:
         if slot.request is not None or database is None or spec is None or not spec.limits.min_interval_seconds:
             return None
         least, now = timedelta(seconds=spec.limits.min_interval_seconds), self._clock.now()
-        again = self._pace.next_start(policy, slot, least=least, ledger=database.has_ledger)
-        # Somebody set the clock back if it is later than an interval from now: then it tells nothing.
-        return again if again is not None and now < again <= now + least else None
+        again = self._pace.next_start(policy, slot, least=least, ledger=database.has_ledger, now=now)
+        return again if again is not None and now < again else None
 
     def ended(self, database: Key, results: Iterable[tuple[ViewName, RefreshResult]], *, slot: Slot) -> None:
         """Have the intervals begin with these runs."""

@@ -48,9 +48,12 @@ class Pace:
             self._begun = {place: begun for place, begun in self._begun.items() if place in named}
         self._begun[database, view] = _Begun(at, is_fresh(result.outcome), result.started_at)
 
-    def next_start(self, policy: Policy, slot: Slot, *, least: timedelta, ledger: bool) -> datetime | None:
+    def next_start(
+        self, policy: Policy, slot: Slot, *, least: timedelta, ledger: bool, now: datetime
+    ) -> datetime | None:
         """When the slot's views may be refreshed again; None if they were not yet.
 
+        What was begun later than now tells nothing: somebody set the clock back since.
         A view that was refreshed since the slot was due keeps nothing waiting: where there is a ledger it will say that
         that run covers the slot. Of a group it says so if all of its views were refreshed together.
         """
@@ -60,7 +63,9 @@ class Pace:
         if policy.spec.consistency is Consistency.GROUP:
             ledger = ledger and len({each and each.started_at for each in begun}) == 1
         counted = [
-            each.at for each in begun if each is not None and not (ledger and each.fresh and each.at >= slot.due_at)
+            each.at
+            for each in begun
+            if each is not None and each.at <= now and not (ledger and each.fresh and each.at >= slot.due_at)
         ]
         return max(counted) + least if counted else None
 
