@@ -47,6 +47,7 @@ from matview_operator.engine.flights import Flights
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.order import Order
 from matview_operator.engine.pauses import Pauses
+from matview_operator.engine.permits import Permits
 from matview_operator.engine.ports import Key, ObjectRef, SystemClock
 from matview_operator.engine.registry import Database as KnownDatabase
 from matview_operator.engine.registry import Policy, Registry
@@ -101,6 +102,7 @@ class Target:
         self.pool = Pool(idle_seconds=60)
         budget = Budget(limit_of=lambda _: 1, limit_in_all=1)
         self.order = Order(registry=self.registry)
+        holds = Holds(registry=Registry(), clock=SystemClock())  # that knows no database: nothing has to wait
         self.runner = SlotRunner(
             registry=self.registry,
             executor=Refresher(self.pool),
@@ -109,7 +111,8 @@ class Target:
             flights=Flights(budget=budget, clock=SystemClock()),
             pauses=Pauses(),
             metrics=MemoryMetrics(),
-            holds=Holds(registry=Registry(), clock=SystemClock()),  # that knows no database: nothing has to wait
+            holds=holds,
+            permits=Permits(registry=self.registry, holds=holds, order=self.order, clock=SystemClock()),
             clock=SystemClock(),
             random=Random(1),  # noqa: S311 - jitter
             turns=Turns(registry=self.registry, order=self.order, clock=SystemClock()),

@@ -51,7 +51,7 @@ async def test_of_a_slot_under_way_no_further_view_is_begun_and_no_status_is_wri
     lead = Lead()
     async with World(holds=lead.holds) as world:
         world.executor.seconds = 10
-        world.database()
+        world.database(limits={"maxConcurrentRefreshes": 1})
         place = world.policy(views=[{"name": "a"}, {"name": "b"}])
         await until(35)
         written = len(world.api.attempts)

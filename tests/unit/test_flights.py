@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -20,7 +21,7 @@ from matview_operator.domain.run import slot_id
 from matview_operator.domain.slot import scheduled
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import Budget
-from matview_operator.engine.flights import REMEMBERED_SECONDS, REMEMBERED_VIEWS, Flights
+from matview_operator.engine.flights import REMEMBERED_SECONDS, REMEMBERED_VIEWS, Flights, FollowedInVain
 from matview_operator.engine.ports import Key
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
@@ -148,12 +149,13 @@ async def test_who_comes_to_the_view_after_the_run_has_ended_is_covered_by_it_to
 
 async def test_what_is_not_known_any_more_is_asked_of_the_server() -> None:
     async with World() as world:
-        world.database()
+        world.database(limits={"maxConcurrentRefreshes": 1})
         world.policy("a", tenantId="a", views=[{"name": "v"}], schedule={"everySeconds": 3600})
         late = world.policy(
             "b",
             tenantId="b",
-            views=[{"name": "own", "timeoutSeconds": 600}, {"name": "v"}],
+            # While the first one runs, the second one waits for its place, and only then v is looked at.
+            views=[{"name": "own", "timeoutSeconds": 600}, {"name": "other"}, {"name": "v"}],
             schedule={"everySeconds": 3600},
             startingDeadlineSeconds=600,
         )
@@ -168,10 +170,10 @@ async def test_a_run_is_remembered_for_half_a_minute_though_none_comes_after_it(
     clock = VirtualClock()
     flights = Flights(budget=Budget(limit_of=lambda _: 2, limit_in_all=4), clock=clock)
     slot, view = scheduled(at(0), starting_deadline_seconds=600), ("db", 1, A_RUN.view)
-    async with flights.seat(key("db"), A_RUN, slot, shared=view, seconds=300) as seat:
+    async with flights.seat(key("db"), A_RUN, slot, shared=view, seconds=300, follows=lambda: None) as seat:
         seat.result = A_RUN.result(RefreshOutcome.SUCCESS, started_at=at(0), ended_at=at(0))
     await until(seconds)
-    async with flights.seat(key("db"), A_RUN, slot, shared=view, seconds=300) as seat:
+    async with flights.seat(key("db"), A_RUN, slot, shared=view, seconds=300, follows=lambda: None) as seat:
         assert (seat.known is not None) is covered
 
 
@@ -312,15 +314,21 @@ async def test_a_lock_found_held_before_a_slot_was_due_is_asked_for_again(due: f
 
     async def hold() -> None:
         slot = scheduled(at(0), starting_deadline_seconds=600)
-        async with flights.seat(key("db"), A_RUN, slot, shared=("db", 1, A_RUN.view), seconds=300) as seat:
+        async with flights.seat(
+            key("db"), A_RUN, slot, shared=("db", 1, A_RUN.view), seconds=300, follows=lambda: None
+        ) as seat:
             await until(5)
             seat.result = A_RUN.result(RefreshOutcome.SKIPPED_LOCK_HELD, started_at=at(0), ended_at=at(5))
 
     holding = asyncio.create_task(hold())
     await until(3)
     run, slot = replace(A_RUN, due_at=at(due)), scheduled(at(due), starting_deadline_seconds=600)
-    async with flights.seat(key("db"), run, slot, shared=("db", 1, A_RUN.view), seconds=300) as seat:
-        assert (seat.known is None) is asks
+    with pytest.raises(FollowedInVain) if asks else nullcontext():
+        async with flights.seat(
+            key("db"), run, slot, shared=("db", 1, A_RUN.view), seconds=300, follows=lambda: None
+        ) as seat:
+            assert seat.known is not None
+            assert seat.known.outcome is RefreshOutcome.SKIPPED_LOCK_HELD
     await holding
 
 
@@ -434,7 +442,7 @@ async def test_another_databases_view_of_the_same_name_is_another() -> None:
 
 async def test_a_changed_database_is_another_database() -> None:
     async with World() as world:
-        world.database()
+        world.database(limits={"maxConcurrentRefreshes": 1})
         world.executor.seconds = 2
         world.policy("a", tenantId="a", views=[{"name": "v"}])
         world.policy("b", tenantId="b", views=[{"name": "own"}, {"name": "v"}])
@@ -533,7 +541,9 @@ async def test_ten_thousand_who_wait_and_are_cancelled_leave_nothing_behind() ->
     async def wait(number: int) -> None:
         run = replace(A_RUN, view=ViewName("public", f"v{number // 10 % 500}"), tenant_id=f"t{number % 100}")
         database = key(f"db{number % 10}")
-        async with flights.seat(database, run, slot, shared=(database.name, 1, run.view), seconds=300):
+        async with flights.seat(
+            database, run, slot, shared=(database.name, 1, run.view), seconds=300, follows=lambda: None
+        ):
             await never.wait()
 
     tasks = [asyncio.create_task(wait(number)) for number in range(10_000)]

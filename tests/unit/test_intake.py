@@ -111,7 +111,7 @@ async def test_other_changes_keep_the_slots_as_they_are() -> None:
         assert [(call.at, str(call.run.view)) for call in world.executor.calls] == [
             (at(30), "mv"),
             (at(60), "mv"),
-            (at(60.1), "more"),
+            (at(60), "more"),
         ]
         assert world.api.status(place)["observedGeneration"] == 2
 
@@ -119,7 +119,8 @@ async def test_other_changes_keep_the_slots_as_they_are() -> None:
 async def test_what_a_slot_in_flight_tells_is_not_lost_when_the_policy_changes_meanwhile() -> None:
     async with World() as world:
         world.database()
-        place = world.policy(views=[{"name": "a"}, {"name": "b"}], startingDeadlineSeconds=1000)
+        both = [{"name": "a"}, {"name": "b", "dependsOn": [{"name": "a"}]}]
+        place = world.policy(views=both, startingDeadlineSeconds=1000)
         world.executor.seconds = 40
         await until(95)  # 30 runs until 110; 60 is superseded by 90
         world.policy(views=[{"name": "b"}], startingDeadlineSeconds=1000)

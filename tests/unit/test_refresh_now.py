@@ -19,7 +19,7 @@ YEARLY: dict[str, Any] = {"schedule": {"everySeconds": 31_536_000}}
 
 async def test_a_request_runs_at_once_and_is_echoed_when_all_views_have_ended() -> None:
     async with World() as world:
-        world.database()
+        world.database(limits={"maxConcurrentRefreshes": 1})
         place = world.policy(views=[{"name": "a"}, {"name": "b"}], **YEARLY)
         world.executor.seconds = 10
         await until(5)

@@ -36,11 +36,13 @@ from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.destination import Destinations
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.slot import Slot, SlotReport, requested, scheduled
+from matview_operator.engine.attempts import Attempts
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.flights import Flights
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.order import Order
 from matview_operator.engine.pauses import Pauses
+from matview_operator.engine.permits import Permits
 from matview_operator.engine.ports import ObjectRef
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.runner import SlotRunner
@@ -62,10 +64,12 @@ class Runs:
         self.registry = Registry()
         self.executor = MemoryExecutor(self.clock)
         self.secrets = MemorySecrets()
-        self.budget = Budget(limit_of=lambda _: 1, limit_in_all=10)
+        self.places = 1
+        self.budget = Budget(limit_of=lambda _: self.places, limit_in_all=10)
         self.pauses = Pauses()
         order = Order(registry=self.registry)
         order.learn(key("db"), {})
+        holds = Holds(registry=self.registry, clock=self.clock)
         self.runner = SlotRunner(
             registry=self.registry,
             executor=self.executor,
@@ -74,7 +78,8 @@ class Runs:
             pauses=self.pauses,
             metrics=MemoryMetrics(),
             flights=Flights(budget=self.budget, clock=self.clock),
-            holds=Holds(registry=self.registry, clock=self.clock),
+            holds=holds,
+            permits=Permits(registry=self.registry, holds=holds, order=order, clock=self.clock),
             clock=self.clock,
             random=Random(5),  # noqa: S311 - jitter
             turns=Turns(registry=self.registry, order=order, clock=self.clock),
@@ -328,8 +333,8 @@ async def test_a_slots_retry_reads_the_secret_anew_and_the_views_after_it_use_wh
     assert [(call.run.view.name, call.target.host) for call in runs.executor.calls] == [
         ("a", "db"),
         ("b", "db"),
+        ("c", "db"),
         ("a", "moved"),
-        ("c", "moved"),
     ]
     assert runs.secrets.reads[key("db")] == 2
 
@@ -368,6 +373,25 @@ async def test_a_refused_secret_that_did_not_change_is_read_again_once_and_no_vi
     assert outcomes(report) == [(name, refused.outcome, refused.reason) for name in "abcd"]
     assert runs.executor.views == ["a", "b", "c", "d"]
     assert runs.secrets.reads[key("db")] == 2
+
+
+@pytest.mark.parametrize("moves", [True, False])
+async def test_views_that_are_refused_together_have_the_secret_read_again_once(moves: bool) -> None:  # noqa: FBT001 - pytest
+    runs = Runs()
+    runs.places = 4
+    refused = Told(outcome=RefreshOutcome.FAILED, reason=RefreshReason.AUTHENTICATION_FAILED)
+    for name in "abc":
+        runs.executor.script[name] = [refused]
+    running = runs.start(runs.policy(views=views("a b c")))
+    await until(0.05)
+    if moves:
+        runs.move("moved")
+    report = await running
+    assert runs.secrets.reads[key("db")] == 2
+    hosts = [(call.run.view.name, call.target.host) for call in runs.executor.calls]
+    assert hosts[:3] == [("a", "db"), ("b", "db"), ("c", "db")]
+    assert sorted(hosts[3:]) == ([("a", "moved"), ("b", "moved"), ("c", "moved")] if moves else [])
+    assert {outcome for _, outcome, _ in outcomes(report)} == {SUCCESS if moves else refused.outcome}
 
 
 async def test_a_secret_that_was_read_for_the_very_view_is_not_read_again_when_it_is_refused() -> None:
@@ -435,9 +459,8 @@ async def test_a_begun_slots_other_views_and_a_request_wait_as_long_as_it_takes(
 
 async def test_a_slot_begun_in_time_runs_its_other_views_even_after_its_deadline() -> None:
     runs = Runs()
+    runs.executor.slow["c"] = 100
     running = runs.start(runs.policy())
-    await until(0.05)
-    runs.executor.seconds = 100
     hog = runs.start(runs.policy("hog", uid=uuid.uuid4(), views=views("c")))  # takes the place between a and b
     assert outcomes(await running) == BOTH_FRESH
     assert [(call.at, call.run.view.name) for call in runs.executor.calls][1:] == [(at(0.1), "c"), (at(100.1), "b")]
@@ -545,7 +568,7 @@ async def test_a_suspended_database_answers_a_request_at_once_though_all_places_
     await hog
 
 
-async def test_a_bug_is_an_internal_error_of_this_slot_in_its_status_and_in_the_log(
+async def test_a_bug_is_an_internal_error_of_its_view_in_the_status_and_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     runs = Runs()
@@ -553,13 +576,31 @@ async def test_a_bug_is_an_internal_error_of_this_slot_in_its_status_and_in_the_
     report = await runs.run(runs.policy())
     assert outcomes(report) == [
         ("a", RefreshOutcome.FAILED, RefreshReason.INTERNAL_ERROR),
-        ("b", RefreshOutcome.FAILED, RefreshReason.INTERNAL_ERROR),
+        ("b", SUCCESS, None),
     ]
     assert report.worst.error_message == "RuntimeError in the operator; see its log."
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.__dict__["policy"] == "analytics/p"
     assert runs.budget.waiting == 0
-    assert outcomes(await runs.run(runs.policy())) == BOTH_FRESH  # the place was given back
+    assert (await runs.run(runs.policy())).fresh  # the place was given back
+
+
+async def test_a_bug_between_the_views_attempts_is_an_internal_error_of_all_that_have_not_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def buggy(*_: Any) -> None:
+        raise RuntimeError
+
+    runs = Runs()
+    running = runs.start(runs.policy(views=views("a b c")), REQUEST)
+    await until(0.05)
+    monkeypatch.setattr(Attempts, "_give_up", buggy)
+    assert outcomes(await running) == [  # b waits for its place by then, and needs no more
+        ("a", SUCCESS, None),
+        ("b", SUCCESS, None),
+        ("c", RefreshOutcome.FAILED, RefreshReason.INTERNAL_ERROR),
+    ]
+    assert "slot failed unexpectedly" in caplog.text
 
 
 # Cancellation.

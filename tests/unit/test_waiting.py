@@ -308,7 +308,7 @@ async def test_a_clock_that_is_set_forward_opens_the_window() -> None:
 
 async def test_a_slot_that_has_begun_goes_on_to_its_end_with_all_its_views() -> None:
     async with World() as world:
-        world.database(**FROM_1201_TO_1204)
+        world.database(limits={"maxConcurrentRefreshes": 1}, **FROM_1201_TO_1204)
         place = world.policy(views=[{"name": "a"}, {"name": "b"}], schedule={"everySeconds": 50})
         world.executor.seconds = 15
         await until(99)

@@ -131,8 +131,8 @@ class MatviewRefreshPolicySpec(Model):
     """Under isolation Tenant: the PostgreSQL setting that holds the tenant id during the refresh, for the
     policies of row-level security to read. It is set for the one transaction only."""
     views: Views
-    """The materialized views, 1 to 100, refreshed one after another in this order, but for a view that reads others:
-    it comes after those, and after those of other policies that are due no later."""
+    """The materialized views, 1 to 100, begun in this order, as many at once as there are places. A view that reads
+    others comes after those, and after those of other policies that are due no later."""
     consistency: Consistency = Consistency.VIEW
     """View: each view is refreshed for itself, and shows its own instant. Group: all views are refreshed in one
     transaction and show the same instant, or all keep their old rows; a view comes after those of the group

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from random import Random
-from typing import assert_never
 
 from matview_operator.api.outcome import RefreshOutcome
-from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
-from matview_operator.api.view import ViewSpec
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.retry_class import RetryClass, retry_class, retry_pause
@@ -23,41 +19,17 @@ from matview_operator.engine.lines import Blame
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Metrics
 from matview_operator.engine.registry import Policy, Registry
-from matview_operator.engine.turns import Turns
+from matview_operator.engine.step import Stage, Step, steps_of
+from matview_operator.engine.turns import StaysDue, Turns
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Step:
-    """Views that are refreshed together, or one, and what came of it so far."""
-
-    index: int
-    views: Sequence[ViewSpec]
-    due: float | None = None
-    """When it is tried once more, in the loop's time, which nobody sets back; None before the first attempt."""
-    results: Sequence[RefreshResult] = ()
-    """Of the newest attempt."""
-    kind: RetryClass | None = None
-    """How the newest attempt is tried again."""
-    tries: int = 0
-    """Attempts so far but for those that found the lock held."""
-    retries: int = 0
-    """How many of them count against spec.retry.limit."""
-    rungs: int = 0
-    """How often it waited for a lock or for the fate of a COMMIT."""
-    hurried: bool = False
-    """Whether newer work of the policy has already brought its next attempt forward."""
-    over: bool = False
-
-    @property
-    def tells(self) -> bool:
-        """Whether it has ended, or its newest attempt came to anything: one that found the lock held did not."""
-        return self.over or any(result.outcome is not RefreshOutcome.SKIPPED_LOCK_HELD for result in self.results)
-
-
 class Attempts:
-    """The steps of one slot, in the policy's order. No step waits for another one's pause, but for its turn.
+    """The steps of one slot. A step waits for those that it reads, and for no other one's refresh or pause.
+
+    Given out in the policy's order, they ask for places one by one, so that a policy with many views lets others go in
+    between.
 
     A lock that is held is tried again until the slot's deadline. What failed is tried again spec.retry.limit times, for
     a slot only before the schedule's next one; a changed policy, or newer work of it, ends that.
@@ -78,7 +50,7 @@ class Attempts:
         newer: Callable[[], bool],
         waits: Callable[[Step, float], None],
     ) -> None:
-        """`newer` says whether newer work of the policy is due; `waits` is told what waits if nothing else is left, and
+        """`newer` says whether newer work of the policy is due; `waits` is told what waits for another attempt, and
         for how many seconds. Of a slot that is run again, `former` is how it ended: what succeeded is not tried.
         """
         assert policy.spec is not None  # an invalid policy has no timer and no request
@@ -92,7 +64,7 @@ class Attempts:
         self._newer = newer
         self._waits = waits
         self._retry = policy.spec.retry
-        self.steps = [Step(index=index, views=views) for index, views in enumerate(_together(policy.spec))]
+        self.steps = steps_of(policy.spec)
         names = [tuple(ViewName(view.schema_name, view.name) for view in step.views) for step in self.steps]
         self.work = turns.work(policy, slot, names)
         """Its place among the slots that are due with it; to be entered."""
@@ -107,81 +79,136 @@ class Attempts:
         timetable = policy.timetable
         self._ends_at = None if slot.request or timetable is None else timetable.next_after(slot.due_at)
         self.began_at: datetime | None = None
-        """When the slot's first attempt began; None before it ended."""
+        """When the first attempt began of those that have ended."""
+        self._stop: NoPlace | StaysDue | None = None
+        """Why no step is given out any more."""
+
+    def has_begun(self, *, but: Step | None = None) -> bool:
+        """Whether the slot has begun, with another step: then neither the deadline nor what holds slots binds it."""
+        works = (step for step in self.steps if step.stage is Stage.WORKS and step is not but)
+        return self.began_at is not None or any(works)
 
     async def next(self) -> Step | None:
-        """The first step that can be tried now, waiting for it; None when all have ended. Raises NoPlace."""
+        """The first step that can be tried now, waiting for it; None when all have ended. Raises NoPlace, StaysDue."""
         if self.work.asked_at is None:
             await self.work.begin()
         while True:
             self._give_up()
+            self._look_for_a_stop()
             left = [step for step in self.steps if not step.over]
             if not left:
                 return None
             now = asyncio.get_running_loop().time()
-            ready = next((step for step in left if self._is_ready(step, now)), None)
+            given = () if self._is_asking else left
+            ready = next((step for step in given if self._is_ready(step, now)), None)
             if ready is not None:
-                if ready.results:
+                if ready.due is not None:
                     self._count(ready)
+                ready.stage, ready.due = Stage.ASKS, None
                 return ready
             await self._wait(left, now)
 
-    def take(self, step: Step) -> Blame | None:
-        """It is tried now; or whom to blame if it is not worth while, because what it reads failed."""
-        return None if step.results else self.work.take(step.index)
+    def begins(self, step: Step) -> None:
+        """The server is asked now."""
+        self._set(step, Stage.WORKS)
 
-    def skipped(self, step: Step, results: Sequence[RefreshResult], blame: Blame) -> None:
-        """Leave it out of this slot."""
-        self.began_at = self.began_at or results[0].started_at
+    def follows(self, step: Step) -> None:
+        """It waits for another policy's run, which takes no place."""
+        self._set(step, Stage.FOLLOWS)
+
+    def followed_in_vain(self, step: Step, *, alone: bool) -> None:
+        """Give it out once more, to ask for a place of its own."""
+        step.alone = alone
+        self._set(step, Stage.RESTS)
+
+    def stopped(self, step: Step, stop: NoPlace | StaysDue) -> None:
+        """Give out nothing more."""
+        self._stop = stop
+        self._set(step, Stage.RESTS)
+
+    def left_out(self, step: Step, results: Sequence[RefreshResult], *, blame: Blame | None = None) -> None:
+        """Leave it out of this slot, because of another one that is to blame, or because of a bug."""
+        self._began(results)
         step.results = results
         self._end(step, blame)
 
+    def interrupted(self, step: Step, results: Sequence[RefreshResult]) -> None:
+        """Take up what a cancelled attempt told. Who waits for its views waits for the slot's end."""
+        self._began(results)
+        step.results, step.over = results, True
+
     def seconds_for_a_place(self, step: Step) -> float | None:
         """How long the step may wait for a place: a slot is begun in time, and what waits again is not left hanging."""
-        if step.kind is RetryClass.LADDER or (self.began_at is None and self._slot.request is None):
+        if step.kind is RetryClass.LADDER or (not self.has_begun() and self._slot.request is None):
             return self._until(self._slot.deadline)
         return self._until(self._ends_at) if step.results and self._ends_at is not None else None
 
     def ended(self, step: Step, results: Sequence[RefreshResult]) -> None:
         """Take up what came of an attempt, and decide about the next one."""
-        if self.began_at is None:
-            self.began_at = results[0].started_at
+        self._began(results)
         step.tries += any(result.outcome is not RefreshOutcome.SKIPPED_LOCK_HELD for result in results)
         # The ledger counts as well, and over restarts; but it has no row of what never reached the server.
         step.results = [result.model_copy(update={"attempts": max(result.attempts, step.tries)}) for result in results]
-        step.kind = retry_class(results)
+        step.kind, step.alone = retry_class(results), False
         pause = self._pause(step)
         if pause is None:
             self._end(step)
             return
         step.due = asyncio.get_running_loop().time() + pause
+        self._set(step, Stage.RESTS)
 
-    def no_place(self, step: Step) -> None:
-        """Leave it at the newest results: no place became free for another attempt in time."""
-        self._end(step)
+    def no_place(self, step: Step, stop: NoPlace) -> None:
+        """No place became free in time: leave it at the newest results, or the slot at its being late.
+
+        It is not, if another policy's run has covered a view meanwhile.
+        """
+        self._set(step, Stage.RESTS)
+        if step.results:
+            self._end(step)
+        elif not self.has_begun():
+            self._stop = stop
 
     @property
     def cut_short(self) -> bool:
         """Whether a step that has told something would have been tried again."""
         return any(not step.over and step.tells for step in self.steps)
 
+    def _look_for_a_stop(self) -> None:
+        if isinstance(self._stop, StaysDue) and self.has_begun():
+            self._stop = None  # another policy's run covered a view meanwhile: the slot goes on as it began
+        if self._stop is not None:
+            raise self._stop
+
     async def _wait(self, left: Sequence[Step], now: float) -> None:
         """Until something may have changed. Raises NoPlace when that is too late."""
-        if self._pauses.closed or (self.began_at is None and self._is_late()):
+        under_way = self._is_under_way
+        if not under_way and (self._pauses.closed or (not self.has_begun() and self._is_late())):
             raise NoPlace
         again = {step: step.due for step in left if step.due is not None}
         soonest = min(again, key=again.__getitem__, default=None)
         seconds = None if soonest is None else again[soonest] - now
-        if soonest is None and self.began_at is None and self._slot.request is None:
-            seconds = self._until(self._slot.deadline)
-        elif soonest is not None and seconds is not None and soonest.kind is not RetryClass.LADDER:
+        if soonest is not None and seconds is not None and soonest.kind is not RetryClass.LADDER:
             self._waits(soonest, seconds)
-        if await self._sleep(seconds, for_a_turn=len(again) < len(left)):
+        if self._is_asking:
+            seconds = None
+        elif soonest is None and not under_way and not self.has_begun() and self._slot.request is None:
+            seconds = self._until(self._slot.deadline)
+        if await self._sleep(seconds, for_a_turn=not under_way and len(again) < len(left)):
             for step in again:
                 if step.kind is not RetryClass.LADDER:
                     step.due = now
 
+    @property
+    def _is_under_way(self) -> bool:
+        return any(step.stage is not Stage.RESTS for step in self.steps)
+
+    @property
+    def _is_asking(self) -> bool:
+        return any(step.stage is Stage.ASKS for step in self.steps)
+
     def _is_ready(self, step: Step, now: float) -> bool:
+        if step.stage is not Stage.RESTS:
+            return False
         return self.work.is_turn(step.index) if step.due is None else step.due <= now
 
     def _is_late(self) -> bool:
@@ -194,8 +221,17 @@ class Attempts:
         finally:
             self._turns.waiting -= for_a_turn
 
+    def _set(self, step: Step, stage: Stage) -> None:
+        step.stage = stage
+        self.work.stirred.set()
+
+    def _began(self, results: Sequence[RefreshResult]) -> None:
+        at = results[0].started_at
+        self.began_at = at if self.began_at is None else min(self.began_at, at)
+
     def _end(self, step: Step, blame: Blame | None = None) -> None:
         step.over = True
+        self._set(step, Stage.RESTS)
         self.work.ended(step.index, step.results, blame=blame)
 
     def _pause(self, step: Step) -> float | None:
@@ -255,14 +291,3 @@ class Attempts:
 
     def _until(self, instant: datetime) -> float:
         return (instant - self._clock.now()).total_seconds()
-
-
-def _together(spec: MatviewRefreshPolicySpec) -> list[Sequence[ViewSpec]]:
-    """The views in the steps in which they are refreshed: all in one, or each in its own."""
-    match spec.consistency:
-        case Consistency.GROUP:
-            return [spec.views]
-        case Consistency.VIEW:
-            return [[view] for view in spec.views]
-        case _:
-            assert_never(spec.consistency)

@@ -18,13 +18,13 @@ from matview_operator.domain.status import (
     views_of,
     with_conditions,
 )
-from matview_operator.engine.attempts import Step
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.ports import Clock, Key, Metrics
 from matview_operator.engine.preflight import Preflights
 from matview_operator.engine.recoveries import Recoveries
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.reporter import Reporter
+from matview_operator.engine.step import Step
 from matview_operator.engine.timers import Timers
 
 _WORTH_TELLING_SECONDS = 5.0

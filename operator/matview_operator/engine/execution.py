@@ -20,19 +20,19 @@ async def execute(
     where: SlotTarget,
     spec: MatviewRefreshPolicySpec,
     database: MatviewDatabaseSpec,
-    check: Callable[[], object],
+    begin: Callable[[], None],
 ) -> Sequence[RefreshResult]:
-    """Refresh one view, or a group. Raises Problem if the Secret leads nowhere, and what `check` raises.
+    """Refresh one view, or a group. Raises Problem if the Secret leads nowhere, and what `begin` raises.
 
-    It is asked last of all: reading a Secret may take seconds.
+    That is asked last of all whether it may: reading a Secret may take seconds.
     """
     target = await where.of(database)
-    check()
+    begin()
     results = await _once(executor, runs, target=target, spec=spec, database=database)
     if any(result.error_type in NOT_LET_IN for result in results):
         other = await where.instead_of(target, spec=database)
         if other is not None:
-            check()
+            begin()
             results = await _once(executor, runs, target=other, spec=spec, database=database)
     return results
 

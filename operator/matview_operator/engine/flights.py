@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.domain.covering import Cover, cover_of
+from matview_operator.domain.errors import MatviewError
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.domain.slot import Slot
@@ -32,6 +33,16 @@ REMEMBERED_SECONDS = 30.0
 REMEMBERED_VIEWS = 10_000
 _GRACE_SECONDS = 5.0
 """A run ends within its timeout and so long."""
+
+
+class FollowedInVain(MatviewError):
+    """Another policy's run does not cover this one, which has to ask for a place."""
+
+    def __init__(self, *, alone: bool) -> None:
+        """`alone`: the other one lasts too long; the server is to say who is at work there."""
+        super().__init__("another policy's run does not cover this one")
+        self.alone = alone
+
 
 SharedView: TypeAlias = tuple[str, int, ViewName]
 """UID and generation of the MatviewDatabase, under which the name means one view, and the view's name."""
@@ -73,34 +84,48 @@ class Flights:
 
     @asynccontextmanager
     async def seat(
-        self, database: Key, run: Run, slot: Slot, *, shared: SharedView | None, seconds: float | None
+        self,
+        database: Key,
+        run: Run,
+        slot: Slot,
+        *,
+        shared: SharedView | None,
+        seconds: float | None,
+        follows: Callable[[], None],
     ) -> AsyncIterator[Seat]:
-        """Wait for a place for this run, so many seconds at most, or for a run that covers it.
+        """Wait for a place for this run, so many seconds at most, or for a run that may cover it: `follows` is told.
 
-        `shared`: under GLOBAL the view; None for a run that is its own whoever else refreshes its view. Raises NoPlace.
+        `shared`: under GLOBAL the view; None for a run that is its own whoever else refreshes its view. Raises NoPlace
+        and FollowedInVain.
         """
         until = None if seconds is None else asyncio.get_running_loop().time() + seconds
-        view = shared
         while True:
-            known = None if view is None else self._known(view, run)
+            known = None if shared is None else self._known(shared, run)
+            flight = None if shared is None else self._flying.get(shared)
+            if known is None and shared is not None and flight is not None:
+                follows()
+                known = await self._followed(flight, run, slot, shared)
             if known is not None:
                 yield Seat(known=known)
                 return
-            flight = None if view is None else self._flying.get(view)
-            if flight is not None:
-                if not await self._landing(flight, run, slot):
-                    view = None  # let the server say who is at work there
-                elif flight.lock_held is not None and flight.began_at >= slot.due_at:
-                    yield Seat(known=_repeated(flight.lock_held, run))
-                    return
-                continue
             async with AsyncExitStack() as held:
                 left = None if until is None else until - asyncio.get_running_loop().time()
-                if not await self._place(held, database, run, view, seconds=left):
+                if not await self._place(held, database, run, shared, seconds=left):
                     continue
-                async with self._flying_as(view, run) as seat:
+                async with self._flying_as(shared, run) as seat:
                     yield seat
                 return
+
+    async def _followed(self, flight: Flight, run: Run, slot: Slot, view: SharedView) -> RefreshResult:
+        """What another run tells of this one when it has ended. Raises FollowedInVain."""
+        if not await self._landing(flight, run, slot):
+            raise FollowedInVain(alone=True)
+        known = self._known(view, run)
+        if known is None and flight.lock_held is not None and flight.began_at >= slot.due_at:
+            known = _repeated(flight.lock_held, run)
+        if known is None:
+            raise FollowedInVain(alone=False)
+        return known
 
     async def _landing(self, flight: Flight, run: Run, slot: Slot) -> bool:
         """Wait until a run has ended: as long as this one could take if that may cover it, else as long as it may wait.

@@ -17,31 +17,25 @@ from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.domain.slot import Slot, SlotReport, is_stopped
-from matview_operator.domain.spec_check import check_timeouts
 from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
-from matview_operator.engine.attempts import Attempts, Step
+from matview_operator.engine.attempts import Attempts
 from matview_operator.engine.budget import Budget, NoPlace
 from matview_operator.engine.execution import execute
-from matview_operator.engine.flights import Flights, SharedView
+from matview_operator.engine.flights import Flights, FollowedInVain, SharedView
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.lines import Blame
 from matview_operator.engine.pauses import Pauses
+from matview_operator.engine.permits import Permits
 from matview_operator.engine.ports import Clock, Executor, Key, Metrics
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runs import run_of
+from matview_operator.engine.step import Step
+from matview_operator.engine.strands import Strands
 from matview_operator.engine.targets import SlotTarget, Targets, usable
 from matview_operator.engine.turns import StaysDue, Turns
 
 log = logging.getLogger(__name__)
-
-
-class _PolicyChanged(StaysDue):
-    """The policy as it was when the slot came up is not the policy any more."""
-
-
-class _Held(StaysDue):
-    """While the slot waited for a place, the time came in which it may not be begun."""
 
 
 class SlotRunner:
@@ -58,6 +52,7 @@ class SlotRunner:
         metrics: Metrics,
         flights: Flights,
         holds: Holds,
+        permits: Permits,
         clock: Clock,
         random: Random,
         turns: Turns,
@@ -70,6 +65,7 @@ class SlotRunner:
         self._metrics = metrics
         self._flights = flights
         self._holds = holds
+        self._permits = permits
         self._clock = clock
         self._random = random
         self._turns = turns
@@ -109,27 +105,22 @@ class SlotRunner:
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
         cut_short = False
-        step: Step | None = None
         try:
             with attempts.work:
-                while (step := await attempts.next()) is not None:
-                    await self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where)
-        except (NoPlace, StaysDue, asyncio.CancelledError) as stop:
-            # A cancelled executor tells its result nevertheless: COMMIT may have been done.
-            told = [result for result in stop.args if isinstance(result, RefreshResult)]
+                async with Strands() as strands:
+                    while (step := await attempts.next()) is not None:
+                        strands.begin(self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where))
+        except (NoPlace, StaysDue, asyncio.CancelledError):
             suspended = self._suspended(policy)
             if suspended is not None:
                 rest = suspended
-                told = [_because(suspended, result) for result in told]
-            if told and step is not None:
-                step.results, step.over = told, True
+                for step in attempts.steps:
+                    step.results = [_because(suspended, result) for result in step.results]
             cut_short = suspended is None and attempts.cut_short
             if not any(step.tells for step in attempts.steps):
                 return None
-        except Exception as error:  # Whatever it was, the policy's status says so, and a request is answered.
-            log.exception("slot failed unexpectedly", extra={"action": "slot", "policy": str(policy.key)})
-            rest = Problem(RefreshReason.INTERNAL_ERROR, f"{type(error).__name__} in the operator; see its log.")
-            outcome = RefreshOutcome.FAILED
+        except Exception as error:  # noqa: BLE001 - `_bug` logs it
+            rest, outcome = self._bug(policy, error), RefreshOutcome.FAILED
         now = self._clock.now()
         ended = [
             result
@@ -159,29 +150,37 @@ class SlotRunner:
         slot: Slot,
         where: SlotTarget,
     ) -> None:
-        blame = attempts.take(step)
-        if blame is not None:
-            attempts.skipped(step, self._skipped(policy, spec, step.views, slot, blame), blame)
-            return
-        if step.results:
-            where.forget()  # what leads nowhere may be another Secret's by now
+        """One attempt at one step, beside those at others. Raises CancelledError only."""
         try:
-            results = await self._refresh(
-                policy,
-                spec,
-                step.views,
-                slot,
-                where,
-                first=attempts.began_at is None,
-                again=bool(step.results),
-                seconds=attempts.seconds_for_a_place(step),
-            )
-        except NoPlace:
-            if not step.results or self._budget.closed:
-                raise
-            attempts.no_place(step)
-        else:
-            attempts.ended(step, results)
+            blame = None if step.results else attempts.work.take(step.index)
+            if blame is not None:
+                attempts.left_out(step, self._skipped(policy, spec, step.views, slot, blame), blame=blame)
+                return
+            if step.results:
+                where.forget()  # what leads nowhere may be another Secret's by now
+            attempts.ended(step, await self._refresh(step, attempts, policy=policy, spec=spec, slot=slot, where=where))
+        except FollowedInVain as vain:
+            attempts.followed_in_vain(step, alone=vain.alone)
+        except (NoPlace, StaysDue) as stop:
+            if isinstance(stop, StaysDue) or self._budget.closed:
+                attempts.stopped(step, stop)
+            else:
+                attempts.no_place(step, stop)
+        except asyncio.CancelledError as stop:
+            # A cancelled executor tells its result nevertheless: COMMIT may have been done.
+            told = [result for result in stop.args if isinstance(result, RefreshResult)]
+            if told:
+                attempts.interrupted(step, told)
+            raise
+        except Exception as error:  # noqa: BLE001 - the slot's other views go on; `_bug` logs it
+            bug, now = self._bug(policy, error), self._clock.now()
+            runs = [self._run_of(policy, spec, view, slot) for view in step.views]
+            attempts.left_out(step, [self._ended(run, now, RefreshOutcome.FAILED, bug) for run in runs])
+
+    def _bug(self, policy: Policy, error: Exception) -> Problem:
+        """Whatever it was, the policy's status says so, and a request is answered."""
+        log.error("slot failed unexpectedly", exc_info=error, extra={"action": "slot", "policy": str(policy.key)})
+        return Problem(RefreshReason.INTERNAL_ERROR, f"{type(error).__name__} in the operator; see its log.")
 
     def _skipped(
         self, policy: Policy, spec: MatviewRefreshPolicySpec, views: Sequence[ViewSpec], slot: Slot, blame: Blame
@@ -196,63 +195,50 @@ class SlotRunner:
 
     async def _refresh(
         self,
+        step: Step,
+        attempts: Attempts,
+        *,
         policy: Policy,
         spec: MatviewRefreshPolicySpec,
-        views: Sequence[ViewSpec],
         slot: Slot,
         where: SlotTarget,
-        *,
-        first: bool,
-        again: bool,
-        seconds: float | None,
     ) -> Sequence[RefreshResult]:
-        """One attempt; waits so long for a place. Raises NoPlace."""
+        """Wait for a place and refresh. Raises NoPlace, StaysDue, FollowedInVain."""
         key = where.key
         started_at = self._clock.now()
         try:
-            self._allowed(policy, spec, key)  # what is wrong is said at once, not after waiting for a place
-            run, view = self._run_of(policy, spec, views[0], slot), self._shared(spec, views[0], key)
+            self._permits.database_of(policy)  # what is wrong is said at once, not after waiting for a place
+            run, again = self._run_of(policy, spec, step.views[0], slot), bool(step.results)
+            view = None if step.alone else self._shared(spec, step.views[0], key)
 
             def check() -> MatviewDatabaseSpec:
                 # Asked anew: while it waited, the database may have been suspended or a rival may have come.
-                self._may_begin(policy, slot, first=first, again=again)
-                return self._allowed(policy, spec, key)
+                self._permits.check_begin(policy, slot, first=not attempts.has_begun(but=step), again=again)
+                return self._permits.database_of(policy)
 
-            async with self._flights.seat(key, run, slot, shared=view, seconds=seconds) as seat:
+            def begin() -> None:
+                check()
+                attempts.begins(step)
+
+            async with self._flights.seat(
+                key,
+                run,
+                slot,
+                shared=view,
+                seconds=attempts.seconds_for_a_place(step),
+                follows=lambda: attempts.follows(step),
+            ) as seat:
                 database = check()
                 if seat.known is not None:
                     return [seat.known]
-                runs = [self._run_of(policy, spec, view, slot) for view in views]
-                results = await execute(self._executor, runs, where=where, spec=spec, database=database, check=check)
+                runs = [self._run_of(policy, spec, view, slot) for view in step.views]
+                results = await execute(self._executor, runs, where=where, spec=spec, database=database, begin=begin)
                 self._holds.ended(key, zip((run.view for run in runs), results, strict=True), slot=slot)
                 seat.result = results[0]
                 return results
         except Problem as problem:
-            runs = [self._run_of(policy, spec, view, slot) for view in views]
+            runs = [self._run_of(policy, spec, view, slot) for view in step.views]
             return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
-
-    def _may_begin(self, policy: Policy, slot: Slot, *, first: bool, again: bool) -> None:
-        """Raises _PolicyChanged or _Held of a slot, NoPlace of one that is late, and of another attempt at a view: then
-        the one before is told.
-        """
-        if first and self._registry.policies.get(policy.key) is not policy:
-            raise _PolicyChanged
-        if first and slot.request is None and self._clock.now() > slot.deadline:
-            raise NoPlace
-        if first and self._holds.until(policy, slot) is not None:
-            raise _Held
-        if again and self._holds.closed_until(policy) is not None:
-            raise NoPlace
-
-    def _allowed(self, policy: Policy, spec: MatviewRefreshPolicySpec, key: Key) -> MatviewDatabaseSpec:
-        database = usable(self._registry.databases.get(key), key)
-        problem = self._registry.sharing_problem(policy) or self._turns.order.problem(policy)
-        if problem is not None:
-            raise problem
-        too_long = check_timeouts(spec, limits=database.limits)
-        if too_long:
-            raise Problem(RefreshReason.INVALID_SPEC, too_long[0])
-        return database
 
     def _shared(self, spec: MatviewRefreshPolicySpec, view: ViewSpec, key: Key) -> SharedView | None:
         """What a run may share with other policies' runs; a group is refreshed by itself."""

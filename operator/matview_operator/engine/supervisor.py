@@ -15,6 +15,7 @@ from matview_operator.engine.flights import Flights
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.order import Order
 from matview_operator.engine.pauses import Pauses
+from matview_operator.engine.permits import Permits
 from matview_operator.engine.ports import (
     Clock,
     Events,
@@ -94,6 +95,7 @@ class Supervisor:
                 metrics=metrics,
                 flights=self.flights,
                 holds=holds,
+                permits=Permits(registry=registry, holds=holds, order=self.order, clock=clock),
                 clock=clock,
                 random=random,
                 turns=turns,

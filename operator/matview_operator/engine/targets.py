@@ -183,6 +183,7 @@ class SlotTarget:
         self._fresh = False
         """Whether the Secrets were read for this very attempt, so that reading them again would tell the same."""
         self._read_again = False
+        self._rereading = asyncio.Lock()
 
     async def of(self, spec: MatviewDatabaseSpec) -> ConnectionTarget:
         """Return what was read in this slot, unless the MatviewDatabase changed since; raises Problem."""
@@ -198,10 +199,10 @@ class SlotTarget:
 
     async def instead_of(self, refused: ConnectionTarget, *, spec: MatviewDatabaseSpec) -> ConnectionTarget | None:
         """Read once more in a slot what was kept and leads nowhere; None if that changes nothing. Raises Problem."""
-        if self._fresh or self._read_again:
-            return None
-        self._read_again = True
-        self._kept = await self._read(spec, patiently=True)
+        async with self._rereading:  # views of the slot may be refused together: one reads, and for all of them
+            if not (self._fresh or self._read_again):
+                self._read_again = True
+                self._kept = await self._read(spec, patiently=True)
         if isinstance(self._kept, Problem):
             raise self._kept
         return None if self._kept == refused else self._kept
