@@ -76,3 +76,43 @@ async def test_fault_23_a_cycle_and_a_missing_name_are_told_in_stalled_and_mende
     tenant.apply(policy("first", "z_first"))
     for name in ("first", "second", "third"):
         assert condition(tenant.wait(name, is_ready), "Stalled") == {}
+
+
+# Each takes two seconds and more, and neither reads the other.
+TWINS = """
+create materialized view mv_left as select 1 as id, pg_sleep(2) is null as slow;
+create unique index on mv_left (id);
+create materialized view mv_right as select 1 as id, pg_sleep(2) is null as slow;
+create unique index on mv_right (id);
+"""
+SPANS = (
+    "select view_name::text as view, data_as_of, finished_at from matview_ops.refresh_run "
+    "where slot_id = $1 and outcome = 'SUCCESS' order by data_as_of"
+)
+
+
+async def test_independent_views_of_one_policy_are_refreshed_at_the_same_time_and_one_place_keeps_them_apart(
+    operator: OperatorProcess,  # noqa: ARG001 - it has to run
+    tenant: Tenant,
+) -> None:
+    await tenant.database.execute_as(APP_OWNER, TWINS)
+    tenant.connect(spec={"limits": {"maxConcurrentRefreshes": 2}})
+    tenant.apply(policy("twins", "mv_right", "mv_left"))
+    tenant.wait("twins", is_ready)
+    status = tenant.refresh_now("twins", "together")
+    assert [(view["name"], view["outcome"]) for view in status["views"]] == [
+        ("mv_right", "SUCCESS"),
+        ("mv_left", "SUCCESS"),
+    ]
+    first, second = await tenant.database.fetch_as(SUPERUSER, SPANS, "request:together")
+    assert {first["view"], second["view"]} == {"mv_left", "mv_right"}
+    assert second["data_as_of"] < first["finished_at"], "the second one began before the first one had ended"
+    assert status["history"][0]["durationMs"] < 4000  # not as long as both of them
+
+    tenant.connect(spec={"limits": {"maxConcurrentRefreshes": 1}})
+    tenant.wait("analytics", lambda status: status.get("observedGeneration") == 2, kind="mvdb", what="looked at again")
+    status = tenant.refresh_now("twins", "apart")
+    first, second = await tenant.database.fetch_as(SUPERUSER, SPANS, "request:apart")
+    assert [first["view"], second["view"]] == ["mv_right", "mv_left"]  # as listed
+    assert second["data_as_of"] >= first["finished_at"]
+    assert status["history"][0]["durationMs"] >= 4000

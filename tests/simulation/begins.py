@@ -41,15 +41,23 @@ def check_budget(seen: Seen, call: Call) -> None:
         ground.violate(f"{process} refreshes {there + 1} views of {owner} at once, not {most}")
 
 
-def check_policy(seen: Seen, policy: Policy, run: Run) -> None:
+def begins_its_slot(seen: Seen, policy: Policy, run: Run) -> bool:
+    """Whether nothing of the slot was begun before. One that another run covers a view of is begun without a call."""
+    assert policy.spec is not None  # the caller's condition
+    if (policy.ref.uid, run.slot_id) in seen.begun or run.due_at is None:
+        return False
+    due, owner = seen.ground.now - (seen.ground.clock.now() - run.due_at).total_seconds(), str(policy.database_key)
+    others = (view.name for view in policy.spec.views if view.name != run.view.name)
+    return all(seen.begun_at.get((owner, other), NEVER) < due for other in others)
+
+
+def check_policy(seen: Seen, policy: Policy, call: Call, run: Run) -> None:
     """Deadline, suspension and other tenants' rows."""
     ground, process, spec = seen.ground, seen.process, policy.spec
     assert spec is not None  # the caller's condition
-    # A slot whose first view another run covers is begun without a call.
-    is_first = (policy.ref.uid, run.slot_id) not in seen.begun and run.view.name == spec.views[0].name
     if seen.is_news(POLICY, policy.key):
         return
-    if is_first and run.due_at is not None:
+    if call.is_first and run.due_at is not None:
         deadline = run.due_at + timedelta(seconds=spec.starting_deadline_seconds)
         late = (ground.clock.now() - deadline).total_seconds()
         waited = ground.now - max(ground.jumped_at, process.disturbed_at)
@@ -76,20 +84,26 @@ def check_policy(seen: Seen, policy: Policy, run: Run) -> None:
 
 
 def check_order(seen: Seen, policy: Policy, call: Call, run: Run) -> None:
-    """What a view reads, and is due at the same instant, is begun before it."""
+    """What a view reads, and is due at the same instant, is begun before it, and has ended."""
     ground, place = seen.ground, policy.database_key
     assert policy.spec is not None  # the caller's condition
     work = policy.ref.uid, run.slot_id, str(run.view)
     if run.due_at is None or place is None or work in seen.tried:
         return
     due = ground.now - (ground.clock.now() - run.due_at).total_seconds()
-    if seen.disturbed_at > due or seen.is_news(DATABASE, place) or seen.is_news(POLICY, policy.key):
+    is_set_back = due > ground.now  # the clock, since then: nothing is known of what was due before what
+    if seen.disturbed_at > due or is_set_back or seen.is_news(DATABASE, place) or seen.is_news(POLICY, policy.key):
         return
     reads = [ref.name for view in policy.spec.views if view.name == run.view.name for ref in view.depends_on or ()]
     for name in reads:
-        is_together = any(each.view.name == name for each in call.runs)
-        if not is_together and seen.begun_at.get((call.owner, name), NEVER) < due and _is_due(seen, place, name, run):
+        if any(each.view.name == name for each in call.runs):
+            continue  # they are a group
+        if seen.begun_at.get((call.owner, name), NEVER) < due and _is_due(seen, place, name, run):
             ground.violate(f"{seen.process} refreshes {run.view} of {policy.key} before {name}, which it reads")
+        at_work = [other for each in seen.process.sessions.calls if each.owner == call.owner for other in each.runs]
+        has_long_read = seen.heard_of(POLICY, policy.key) < due  # by what it said when it began
+        if has_long_read and any(other.view.name == name and other.due_at == run.due_at for other in at_work):
+            ground.violate(f"{seen.process} refreshes {run.view} while {name}, which it reads, is being refreshed")
 
 
 def _is_due(seen: Seen, place: Key, name: str, run: Run) -> bool:
@@ -118,11 +132,7 @@ def check_pace(seen: Seen, call: Call, run: Run) -> None:
     before, ended = seen.refreshed_at.get((call.owner, str(run.view)), (NEVER, NEVER))
     seen.refreshed_at[call.owner, str(run.view)] = max(call.at, before), ground.now
     database = seen.process.supervisor.registry.databases.get(owner)
-    policies = seen.process.supervisor.registry.policies_of(owner)
-    spec = next((policy.spec for policy in policies if policy.ref.uid == str(run.policy_uid)), None)
-    # A slot whose first view another run covers is begun without a call.
-    is_first = call.is_first and spec is not None and run.view.name == spec.views[0].name
-    is_first &= not seen.lacks_a_secret(owner.namespace)
+    is_first = call.is_first and not seen.lacks_a_secret(owner.namespace)
     if ended > call.at or run.due_at is None or not is_first or database is None or database.spec is None:
         return
     if database.has_ledger is not seen.process.sessions.servers[database.spec.secret_ref.name].has_ledger:

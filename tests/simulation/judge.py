@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from tests.simulation.accounts import Accounts
-from tests.simulation.begins import check_budget, check_order, check_pace, check_policy
+from tests.simulation.begins import begins_its_slot, check_budget, check_order, check_pace, check_policy
 from tests.simulation.ground import Ground
 from tests.simulation.process import Process
 from tests.simulation.seen import POLICY, TO_ACT_SECONDS, Seen
 from tests.simulation.sessions import Call
-from tests.simulation.waiting import check_waiting
+from tests.simulation.waiting import check_views, check_waiting
 from tests.unit.memory_api import Body
 
 from matview_operator.adapters.kube.status_writer import status_document
@@ -70,10 +70,10 @@ class Judge:
         known = process.supervisor.registry.policies.values()
         policy = next((policy for policy in known if policy.ref.uid == uid), None)
         if policy is not None and policy.spec is not None:
-            check_policy(seen, policy, run)
+            call.is_first = begins_its_slot(seen, policy, run)
+            check_policy(seen, policy, call, run)
             for each in call.runs:
                 check_order(seen, policy, call, each)
-        call.is_first = (uid, run.slot_id) not in seen.begun
         seen.begun.add((uid, run.slot_id))
         seen.tried |= {(uid, each.slot_id, str(each.view)) for each in call.runs}
         seen.active[uid] = ground.now
@@ -83,7 +83,7 @@ class Judge:
     def call_ended(self, process: Process, call: Call, results: Sequence[RefreshResult]) -> None:
         """Note what came of it."""
         seen, uid = self._of(process), str(call.runs[0].policy_uid)
-        seen.active[uid] = self._ground.now
+        seen.active[uid] = seen.ended[call.owner] = self._ground.now
         for run, result in zip(call.runs, results, strict=True):
             self._ground.tell(f"{process} hears {result.outcome} {result.error_type} of {uid[:8]} {run.view}")
             if is_fresh(result.outcome):
@@ -118,6 +118,7 @@ class Judge:
                 self._ground.violate(f"{process} is not healthy")
             for policy in registry.policies.values():
                 check_waiting(seen, policy)
+                check_views(seen, policy)
                 self._check_stored(seen, policy)
 
     def _of(self, process: Process) -> Seen:

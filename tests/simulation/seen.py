@@ -42,6 +42,8 @@ class Seen:
     """By policy UID: when a call of it last began or ended."""
     starts: dict[str, list[float]] = field(default_factory=dict)
     """By MatviewDatabase: when calls began."""
+    ended: dict[str, float] = field(default_factory=dict)
+    """By MatviewDatabase: when a call ended last."""
     refreshed_at: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     """By MatviewDatabase and view: when its last call that refreshed it began and ended."""
     held: dict[str, tuple[object, bool]] = field(default_factory=dict)

@@ -29,8 +29,8 @@ class Call:
     """The MatviewDatabase."""
     runs: Sequence[Run]
     at: float
-    is_first: bool = True
-    """Whether it is its slot's first one in the process; the judge says so."""
+    is_first: bool = False
+    """Whether its slot was begun with it in the process; the judge says so."""
 
 
 class Watcher(Protocol):

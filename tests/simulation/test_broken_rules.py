@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.simulation.simulation import simulate, watched
 
+from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.engine import targets
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.attempts import Attempts
@@ -20,11 +21,12 @@ from matview_operator.engine.dispatcher import Dispatcher, _Lane
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.intake import Intake
 from matview_operator.engine.leadership import Leadership
+from matview_operator.engine.permits import Permits
 from matview_operator.engine.ports import ApiUnavailable, Key, StatusConflict
 from matview_operator.engine.preflight import Preflights
 from matview_operator.engine.registry import Policy
 from matview_operator.engine.reporter import Reporter
-from matview_operator.engine.runner import SlotRunner
+from matview_operator.engine.step import Stage, Step
 from matview_operator.engine.supervisor import Supervisor
 from matview_operator.engine.timers import Timers
 from matview_operator.engine.turns import Work
@@ -78,7 +80,7 @@ def downtime_that_counts_for_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def a_deadline_that_is_none(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Attempts, "seconds_for_a_place", lambda *_: None)
-    patch.setattr(SlotRunner, "_may_begin", lambda *_, **__: None)
+    patch.setattr(Permits, "check_begin", lambda *_, **__: None)
 
 
 def two_slots_of_a_policy_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -146,9 +148,12 @@ def requests_that_get_lost(patch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of_another_tenant(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        SlotRunner, "_allowed", lambda self, _, __, key: targets.usable(self._registry.databases.get(key), key)
-    )
+    def careless(self: Permits, policy: Policy) -> MatviewDatabaseSpec:
+        key = policy.database_key
+        assert key is not None
+        return targets.usable(self._registry.databases.get(key), key)
+
+    patch.setattr(Permits, "database_of", careless)
 
 
 def timers_that_fire_once(patch: pytest.MonkeyPatch) -> None:
@@ -195,6 +200,34 @@ def views_that_wait_for_no_other(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Work, "is_turn", lambda *_: True)
 
 
+def views_that_wait_for_no_more_than_a_begin(patch: pytest.MonkeyPatch) -> None:
+    begins = Attempts.begins
+
+    def early(self: Attempts, step: Step) -> None:
+        begins(self, step)
+        for view in self.work.steps[step.index]:
+            self.work.turns._close(self.work, view)
+
+    patch.setattr(Attempts, "begins", early)
+
+
+def views_that_are_refreshed_one_after_another(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Attempts, "_is_asking", property(lambda self: self._is_under_way))
+
+
+def views_that_are_given_out_twice(patch: pytest.MonkeyPatch) -> None:
+    is_ready = Attempts._is_ready
+    twice: set[Step] = set()
+
+    def careless(self: Attempts, step: Step, now: float) -> bool:
+        if step.stage is Stage.WORKS and step not in twice:
+            twice.add(step)
+            step.stage = Stage.RESTS
+        return is_ready(self, step, now)
+
+    patch.setattr(Attempts, "_is_ready", careless)
+
+
 def a_leader_that_believes_in_itself(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leadership, "holds", lambda self: self._until is not None)
 
@@ -232,6 +265,9 @@ BREAKS: dict[Break, str] = {
     windows_that_are_always_open: "while its window is closed",
     an_interval_that_is_none: "too soon by",
     views_that_wait_for_no_other: "before ., which it reads",
+    views_that_wait_for_no_more_than_a_begin: "while ., which it reads, is being refreshed",
+    views_that_are_refreshed_one_after_another: "lets .* wait behind",
+    views_that_are_given_out_twice: "twice at once",
     a_leader_that_believes_in_itself: "begins a refresh while .* leads",
     no_limit_in_all: "at once, not",
     targets_of_staleness_without_a_timer: "does not begin the slot",

@@ -19,6 +19,7 @@ from matview_operator.domain.slot import is_fresh
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy
 
+_NOT_ASKED = (RefreshOutcome.INTERRUPTED, RefreshOutcome.SKIPPED_LOCK_HELD)
 _MISSED = ("SlotMissed", WINDOW_CLOSED)
 _LATEST_SECONDS = 90.0
 _LATEST_OF_ALL_SECONDS = 300.0
@@ -164,6 +165,8 @@ class Verdict:
             answer = book.answers.get(f"{view.correlation_id} {view.name}")
             if answer is None or (answer.is_again and answer.process != str(self._process)):
                 continue  # what came of a slot that was run once more died with that process
+            if view.outcome in _NOT_ASKED and answer.process != str(self._process):
+                continue  # the process that was told so died before it was stored, and the next one did not get so far
             said = answer.outcome
             is_told = view.outcome is RefreshOutcome.SUCCESS or is_fresh(said)
             if is_told and said is not view.outcome:

@@ -45,6 +45,36 @@ def check_waiting(seen: Seen, policy: Policy) -> None:
         ground.violate(f"{process} does not begin the slot {due} of {policy.key}, {ago:.0f} s after it was due")
 
 
+def check_views(seen: Seen, policy: Policy) -> None:
+    """A view of a slot that has begun waits for what it reads and for a place, and for no other one."""
+    ground, process, place, uid = seen.ground, seen.process, policy.database_key, policy.ref.uid
+    lane = process.supervisor.agenda.dispatcher._lanes.get(policy.key)
+    registry = process.supervisor.registry
+    database = None if place is None else registry.databases.get(place)
+    slot = None if lane is None else lane.current
+    if slot is None or slot.request is not None or place is None or policy.spec is None:
+        return
+    if database is None or database.spec is None:
+        return
+    owner, calls = str(place), process.sessions.calls
+    on_it = [call for call in calls if call.owner == owner]
+    long_ago, due = ground.now - TO_BEGIN_SECONDS, ground.now - (ground.clock.now() - slot.due_at).total_seconds()
+    own = [call for call in on_it if str(call.runs[0].policy_uid) == uid and call.at < long_ago]
+    most = min(database.spec.limits.max_concurrent_refreshes, (process.places + 1) // 2)
+    is_full = len(on_it) >= most or len(calls) >= process.places
+    last = max(seen.starts.get(owner, [NEVER])[-1], seen.ended.get(owner, NEVER))
+    changed = max(seen.heard_of(kind, key) for kind, key in ((POLICY, policy.key), (DATABASE, place)))
+    may_not = registry.sharing_problem(policy) or process.supervisor.order.problem(policy)
+    if not own or is_full or last > long_ago or max(changed, ground.jumped_at) > due or may_not is not None:
+        return
+    specs = [other.spec for other in registry.policies_of(place) if other.spec is not None]
+    reading = {view.name for spec in specs for view in spec.views if view.depends_on}  # whichever policy says so
+    for view in policy.spec.views:
+        is_begun = (uid, slot.id, view.name) in seen.tried or seen.begun_at.get((owner, view.name), NEVER) >= due
+        if not (is_begun or view.name in reading or seen.lacks_a_secret(policy.key.namespace)):
+            ground.violate(f"{process} lets {view.name} of {policy.key} wait behind {own[0].runs[0].view}")
+
+
 def _overdue(seen: Seen, policy: Policy, *, since: float) -> datetime | None:
     """The slot that should have been begun by now, and was not; None if there is none, or something changed `since`."""
     ground, now = seen.ground, seen.ground.clock.now()
@@ -90,6 +120,11 @@ def _may_have_to_wait(seen: Seen, policy: Policy, place: Key) -> bool:
     if seen.ground.clock.set_back:
         paced_since -= database.spec.limits.min_interval_seconds  # by the clock
     if any(seen.begun_at.get((str(place), view.name), NEVER) > paced_since for view in spec.views):
+        return True
+    # Its status does not say on which database the views of these names were refreshed: it may have been another one.
+    told = {view.name: view.started_at for view in policy.status.views}
+    ages = [(now - at).total_seconds() for at in (told.get(view.name) for view in spec.views) if at is not None]
+    if any(age < seen.ground.now - paced_since for age in ages):
         return True
     lanes = seen.process.supervisor.agenda.dispatcher._lanes
     is_following = seen.process.supervisor.turns.follows(policy.key)
