@@ -219,6 +219,19 @@ async def test_a_slot_whose_views_find_no_place_in_time_is_missed_if_nothing_cov
         assert world.supervisor.queue_depth == 0
 
 
+async def test_a_view_that_is_skipped_after_the_deadline_is_not_the_begin_of_its_slot() -> None:
+    async with World() as world:
+        world.database(limits=MANY)
+        for name, seconds in (("a", 15), ("b", 25)):
+            world.policy(name, tenantId=name, views=views(name), retry={"limit": 0})
+            world.executor.slow[name] = seconds
+            world.executor.script[name] = [FAILED]
+        place = world.policy("z", tenantId="z", views=views("b", "c", c="a"), startingDeadlineSeconds=10)
+        await until(59)
+        assert sorted(times(world)) == [("a", 30), ("b", 30)]
+        assert world.metrics.missed[place] == 1
+
+
 async def test_a_policy_that_changes_before_its_slot_has_begun_is_run_as_it_is_now_and_waits_for_nobodys_run() -> None:
     async with World() as world:
         world.database(limits=TWO)

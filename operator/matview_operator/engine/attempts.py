@@ -94,12 +94,15 @@ class Attempts:
             await self.work.begin()
         while True:
             self._give_up()
-            self._look_for_a_stop()
+            if self._stop is not None:
+                raise self._stop
             left = [step for step in self.steps if not step.over]
             if not left:
                 return None
             now = asyncio.get_running_loop().time()
-            given = () if self._is_asking else left
+            # Its deadline over, nothing that comes up may be its begin, though another's run may still be waited for.
+            over = not self.has_begun() and self._slot.request is None and self._until(self._slot.deadline) < 0
+            given = () if over or self._is_asking else left
             ready = next((step for step in given if self._is_ready(step, now)), None)
             if ready is not None:
                 if ready.due is not None:
@@ -172,12 +175,6 @@ class Attempts:
     def cut_short(self) -> bool:
         """Whether a step that has told something would have been tried again."""
         return any(not step.over and step.tells for step in self.steps)
-
-    def _look_for_a_stop(self) -> None:
-        if isinstance(self._stop, StaysDue) and self.has_begun():
-            self._stop = None  # another policy's run covered a view meanwhile: the slot goes on as it began
-        if self._stop is not None:
-            raise self._stop
 
     async def _wait(self, left: Sequence[Step], now: float) -> None:
         """Until something may have changed. Raises NoPlace when that is too late."""
