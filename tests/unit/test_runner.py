@@ -480,6 +480,18 @@ async def test_a_slot_that_waited_is_begun_only_if_its_policy_is_still_the_same(
     await hog
 
 
+async def test_a_slot_whose_secret_was_refused_is_begun_by_another_one_only_if_its_policy_is_still_the_same() -> None:
+    runs = Runs()
+    runs.executor.script["a"] = [Told(outcome=RefreshOutcome.FAILED, reason=RefreshReason.AUTHENTICATION_FAILED)]
+    await runs.run(runs.policy("before", uid=uuid.uuid4(), views=views("c")))  # has read what the slot shares
+    running = runs.start(runs.policy())
+    await until(0.15)
+    runs.move("moved")
+    runs.policy(views=views("other"))
+    assert await running is None
+    assert runs.executor.views == ["c", "a"]
+
+
 # What a person has to mend.
 
 
