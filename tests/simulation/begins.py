@@ -75,8 +75,8 @@ def check_policy(seen: Seen, policy: Policy, call: Call, run: Run) -> None:
     rivals = [
         other
         for other in process.supervisor.registry.policies.values()
-        # The run may be of the policy as it was.
-        if other.database_key == policy.database_key and other is not policy and other.lock_token != run.lock_token
+        # The run may be of the policy as it was, on the database that it named.
+        if str(other.database_key) == call.owner and other is not policy and other.lock_token != run.lock_token
         if other.spec is not None and any(view.name == run.view.name for view in other.spec.views)
     ]
     if rivals and not any(seen.is_news(POLICY, rival.key) for rival in rivals):

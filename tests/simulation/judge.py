@@ -90,7 +90,8 @@ class Judge:
                 seen.done.add((uid, run.slot_id, str(run.view)))
             if result.outcome is RefreshOutcome.SUCCESS and result.error_type is not RefreshReason.RECOVERED:
                 check_pace(seen, call, run)
-            if result.outcome not in _AGAIN:
+            # Nobody writes what one hears that leads no more.
+            if result.outcome not in _AGAIN and process.leads():
                 self._accounts.answered(str(process), uid, run, result)
 
     def look(self, process: Process) -> None:

@@ -14,6 +14,7 @@ from matview_operator.adapters.kube.status_writer import status_document
 from matview_operator.api.model import REQUESTED_AT
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.domain.conditions import WINDOW_CLOSED
+from matview_operator.domain.result import was_begun
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.slot import is_fresh
 from matview_operator.engine.ports import Key
@@ -165,7 +166,8 @@ class Verdict:
             answer = book.answers.get(f"{view.correlation_id} {view.name}")
             if answer is None or (answer.is_again and answer.process != str(self._process)):
                 continue  # what came of a slot that was run once more died with that process
-            if view.outcome in _NOT_ASKED and answer.process != str(self._process):
+            asked = view.outcome not in _NOT_ASKED and was_begun(view.outcome, view.reason)
+            if not asked and answer.process != str(self._process):
                 continue  # the process that was told so died before it was stored, and the next one did not get so far
             said = answer.outcome
             is_told = view.outcome is RefreshOutcome.SUCCESS or is_fresh(said)
