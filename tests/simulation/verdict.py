@@ -166,10 +166,11 @@ class Verdict:
             answer = book.answers.get(f"{view.correlation_id} {view.name}")
             if answer is None or (answer.is_again and answer.process != str(self._process)):
                 continue  # what came of a slot that was run once more died with that process
-            asked = view.outcome not in _NOT_ASKED and was_begun(view.outcome, view.reason)
+            outcome = view.outcome
+            asked = outcome is not None and outcome not in _NOT_ASKED and was_begun(outcome, view.reason)
             if not asked and answer.process != str(self._process):
                 continue  # the process that was told so died before it was stored, and the next one did not get so far
             said = answer.outcome
-            is_told = view.outcome is RefreshOutcome.SUCCESS or is_fresh(said)
-            if is_told and said is not view.outcome:
-                self._ground.violate(f"{key} says {view.outcome} of {view.name}, and the executor said {said}")
+            is_told = outcome is RefreshOutcome.SUCCESS or is_fresh(said)
+            if is_told and said is not outcome:
+                self._ground.violate(f"{key} says {outcome} of {view.name}, and the executor said {said}")

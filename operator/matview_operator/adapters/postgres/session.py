@@ -168,6 +168,8 @@ class Session:
             # The server has begun, and refuses the statement itself.
             self._is_proven = True
             raise
+        if begin is not None and not self.in_transaction:
+            raise SessionLost
         self._is_proven = True
         return rows
 

@@ -52,7 +52,7 @@ class Statements:
         return self.are_kept and text in self._descriptions
 
     def begin_ahead(self, text: str) -> None:
-        """Send this BEGIN, which the server keeps, right before the next statement.
+        """Send this BEGIN, which the server keeps, together with the next statement.
 
         asyncpg has no pipeline: it would wait for the answer in between.
         """

@@ -21,14 +21,14 @@ from matview_operator.domain.errors import Problem
 
 _AUTHENTICATION = ord("R")
 _READY = ord("Z")
-_BIND, _EXECUTE, _SYNC = b"BES"
+_BIND, _EXECUTE = b"BE"
 _REQUEST_BYTES = 9
 """Of an authentication message up to the number that says what it asks for."""
 _GREETING_BYTES = 65_536
 """No honest server says more than this before it is ready for a query."""
 
-_BEGUN = b"2\0\0\0\x04" + b"C\0\0\0\x0aBEGIN\0" + b"Z\0\0\0\x05T"
-"""A server's whole answer to a BEGIN that it has kept for us."""
+_BEGUN = b"2\0\0\0\x04" + b"C\0\0\0\x0aBEGIN\0"
+"""A server's whole answer to a BEGIN that it has kept for us, if the next statement comes with it."""
 
 _KEEPALIVE_IDLE_SECONDS = 30
 _KEEPALIVE_INTERVAL_SECONDS = 10
@@ -47,6 +47,23 @@ class Row(asyncpg.Record):
             raise AttributeError(name) from None
 
 
+class _Wire:
+    """A transport, for asyncpg to write to."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.ahead = b""
+        """What goes out with the next message."""
+
+    def write(self, data: bytes) -> None:
+        if self.ahead:
+            data, self.ahead = self.ahead + bytes(data), b""
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
     """asyncpg's protocol with its authentication watched and TCP keepalive set, which asyncpg has no option for."""
 
@@ -60,15 +77,15 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         self._awaited = b""
         """What is left of the answer to what was sent ahead."""
         self._refused: Exception | None = None
-        self._wire: Any = None
+        self._wire: _Wire
         self._tls: ssl.SSLObject | None = None
 
     def connection_made(self, transport: Any) -> None:
-        self._wire = transport
+        self._wire = _Wire(transport)
         # Now: a transport that was aborted cannot be asked any more.
         self._tls = transport.get_extra_info("ssl_object")
         _keep_alive(transport.get_extra_info("socket"))
-        super().connection_made(transport)
+        super().connection_made(self._wire)
 
     def data_received(self, data: bytes) -> None:
         if self._greeting is None:
@@ -105,13 +122,13 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         super().connection_lost(self._refused or exc)
 
     def begin_ahead(self, name: str) -> None:
-        """Send a BEGIN that the server keeps under this name, without waiting for its answer, which asyncpg would.
+        """Send a BEGIN that the server keeps under this name together with the next statement.
 
-        The statement that follows has to be sent before anything is awaited. If the answer is any other than that a
-        transaction was begun, the connection is dropped.
+        asyncpg, which would wait for the answer in between, does not see it: if it is any other than that a transaction
+        was begun, the connection is dropped. Before they were sent both, nothing may be awaited.
         """
         self._awaited = _BEGUN
-        self._wire.write(_execution(name))
+        self._wire.ahead = _execution(name)
 
     def _hand_on(self, data: bytes) -> None:
         if self._awaited:
@@ -143,9 +160,10 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
 
 
 def _execution(name: str) -> bytes:
-    """Bind to the unnamed portal without parameters, Execute, Sync."""
-    bind = b"\0" + name.encode() + b"\0" + bytes(6)
-    return frame(_BIND, bind) + frame(_EXECUTE, bytes(5)) + frame(_SYNC, b"")
+    """Bind to the unnamed portal without parameters, Execute. The Sync is the next statement's: if this fails, the
+    server skips that.
+    """
+    return frame(_BIND, b"\0" + name.encode() + b"\0" + bytes(6)) + frame(_EXECUTE, bytes(5))
 
 
 def _keep_alive(sock: socket.socket | None) -> None:
