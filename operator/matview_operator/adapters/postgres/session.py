@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import asyncpg
 
 from matview_operator.adapters.postgres.sql import queries
+from matview_operator.adapters.postgres.sql.leftovers import DISCARD_SEQUENCES
 from matview_operator.adapters.postgres.sqlstate import problem_of
-from matview_operator.adapters.postgres.statements import Statements
+from matview_operator.adapters.postgres.statements import NOT_KEPT, Statements
 from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS, close, connect
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason
@@ -53,8 +54,8 @@ class Session:
         self._connection = connection
         self._statements = Statements(connection)
         self._is_proven = True
-        self._ahead: str | None = None
-        """The BEGIN that goes with the next statement."""
+        self._ahead: tuple[str, ...] = ()
+        """BEGIN, and what goes with the next statement besides."""
         self._offset: timedelta | None = None
         self._offset_base = 0.0
         self.facts: ServerFacts
@@ -62,10 +63,10 @@ class Session:
         """By the server's clock; another server, or the same after a restart, has another one."""
         self.is_direct = False
         """Whether the server's session is ours alone, so that nobody is in the way if we keep something in it."""
-        self._ran_a_view = False
-        """Whether a view's query ran of which nobody has said yet that it left nothing."""
-        self._may_be_sullied = False
-        """Whether one may have left what only discarding all takes away."""
+        self._may_hold_locks = False
+        """Whether a view's query ran since the session's locks were given back."""
+        self._may_know_sequences = False
+        """Whether one ran since the sequences' values were discarded."""
         self._best_sample: tuple[timedelta, timedelta]
 
     @classmethod
@@ -138,7 +139,7 @@ class Session:
 
     async def rows(self, statement: str, *arguments: Any) -> list[Row]:
         """Run one of our statements and return its rows; outside a transaction in one of its own, which only reads."""
-        if self.in_transaction or self._ahead is not None or statement in queries.PATHLESS:
+        if self.in_transaction or self._ahead or statement in queries.PATHLESS:
             return await self._rows(statement, *arguments)
         await self._rows(queries.ASK)
         try:
@@ -155,20 +156,21 @@ class Session:
     async def _rows(self, statement: str, *arguments: Any) -> list[Row]:
         if self._is_proven:
             return await (await self._statements.described(statement)).fetch(*arguments)
-        begin, self._ahead = self._ahead, None
+        ahead, self._ahead = self._ahead, ()
         try:
             async with asyncio.timeout(_PROOF_SECONDS):
                 described = await self._statements.described(statement)
-                if begin is not None:
-                    self._statements.begin_ahead(begin)
+                if ahead:
+                    self._statements.send_ahead(ahead)
                 rows = await described.fetch(*arguments)
         except (TimeoutError, OSError, *queries.DRIVER_ERRORS) as error:
-            if begin is None or not isinstance(error, asyncpg.PostgresError) or not self.in_transaction:
+            refused = isinstance(error, asyncpg.PostgresError) and (self.in_transaction or error.sqlstate in NOT_KEPT)
+            if not ahead or not refused:
                 raise SessionLost from None
-            # The server has begun, and refuses the statement itself.
+            # The server has begun, and refuses the statement itself; or it is a pooler, and does not know our names.
             self._is_proven = True
             raise
-        if begin is not None and not self.in_transaction:
+        if ahead and not self.in_transaction:
             raise SessionLost
         self._is_proven = True
         return rows
@@ -183,21 +185,17 @@ class Session:
 
         Behind a pooler there is no session of ours to clean, and DISCARD ALL would take from others what they prepared.
         """
-        return self.is_direct and (not self._statements.are_kept or self._ran_a_view or self._may_be_sullied)
+        return self.is_direct and (not self._statements.are_kept or self._may_hold_locks)
 
     async def reset(self) -> None:
         """Take that away, and with it what the server keeps for us."""
         self._statements.distrust()
         await self.rows(queries.RESET)
-        self._ran_a_view = self._may_be_sullied = False
+        self._may_hold_locks = self._may_know_sequences = False
 
-    def note_in_use(self, in_use: object, *, own_locks: int, own_sequences: int) -> None:
-        """Take note of what the open transaction has in use at its end: see leftovers.py.
-
-        What is not the run's own, its view's query has left in the session.
-        """
-        self._may_be_sullied |= in_use != f"{own_locks} {own_sequences}"
-        self._ran_a_view = False
+    def unlocked(self) -> None:
+        """Take note that the locks of the session were given back: see leftovers.py."""
+        self._may_hold_locks = False
 
     def distrust(self) -> None:
         """Code that is not ours is about to run as our role: use nothing any more that it could have put in place."""
@@ -205,7 +203,7 @@ class Session:
 
     async def utility(self, statement: str) -> None:
         """Run REFRESH or ANALYZE of a view: a statement whose text is of use once."""
-        self._ran_a_view = True
+        self._may_hold_locks = self._may_know_sequences = True
         await self._statements.run_once(statement)
 
     async def parse(self, statement: str) -> PreparedStatement[Row]:
@@ -220,13 +218,17 @@ class Session:
         """Start a job's one transaction; READ COMMITTED, so that each statement sees what was committed before it.
 
         The first statement is to make the search path safe, as PATH and the settings do. BEGIN may be sent with it.
+        What a view's query has left of sequences in the session is discarded, if that is ours alone.
         `at_one_snapshot`: REPEATABLE READ, so that all of them see what was committed before the first.
         """
-        text = queries.BEGIN_AT_ONE_SNAPSHOT if at_one_snapshot else queries.BEGIN
-        if self._is_proven or not self._statements.keeps(text):
-            await self.rows(text)
+        begin = queries.BEGIN_AT_ONE_SNAPSHOT if at_one_snapshot else queries.BEGIN
+        texts = (begin, DISCARD_SEQUENCES) if self._may_know_sequences and self.is_direct else (begin,)
+        if self._is_proven or not self._statements.keep_all(texts):
+            for text in texts:
+                await self.rows(text)
         else:
-            self._ahead = text
+            self._ahead = texts
+        self._may_know_sequences = False
 
     async def commit(self) -> None:
         """Commit, and believe the tag only: COMMIT of an aborted transaction rolls back without an error."""
@@ -237,8 +239,6 @@ class Session:
 
     async def rollback(self) -> None:
         """Undo the transaction, which also gives the locks back."""
-        # Its locks are what LEFT_BEHIND knows sequences by.
-        self._may_be_sullied |= self._ran_a_view
         await self.rows(queries.ROLLBACK)
 
     async def describe(self, *statements: str) -> None:

@@ -7,12 +7,15 @@ prepared that statement.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.protocol.protocol import PreparedStatementState
 
+from matview_operator.adapters.postgres.sql import queries
+from matview_operator.adapters.postgres.sql.leftovers import DISCARD_SEQUENCES
 from matview_operator.adapters.postgres.wire.authentication import Row
 
 if TYPE_CHECKING:
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
 NOT_KEPT = frozenset({"26000", "42P05"})
 """SQLSTATEs by which a server says that it does not know a name of ours, or knew it before we said it."""
 _NAME_DIGITS = 32
+_TAGS = {
+    queries.BEGIN: "BEGIN",
+    queries.BEGIN_AT_ONE_SNAPSHOT: "BEGIN",
+    DISCARD_SEQUENCES: "DISCARD SEQUENCES",
+}
+"""By which a server says that it has done what may be sent ahead."""
 
 
 def name_of(text: str) -> str:
@@ -47,17 +56,18 @@ class Statements:
             known = self._descriptions[text] = await self._connection.prepare(text, name=name)
         return known
 
-    def keeps(self, text: str) -> bool:
-        """Whether the server keeps this one."""
-        return self.are_kept and text in self._descriptions
+    def keep_all(self, texts: Sequence[str]) -> bool:
+        """Whether the server keeps these."""
+        return self.are_kept and all(text in self._descriptions for text in texts)
 
-    def begin_ahead(self, text: str) -> None:
-        """Send this BEGIN, which the server keeps, together with the next statement.
+    def send_ahead(self, texts: Sequence[str]) -> None:
+        """Send these, which the server keeps and which return nothing, together with the next statement.
 
         asyncpg has no pipeline: it would wait for the answer in between.
         """
         connection: Any = self._connection
-        connection._protocol.begin_ahead(name_of(text))  # noqa: SLF001 - ours: see authentication.py
+        protocol = connection._protocol  # noqa: SLF001 - ours: see authentication.py
+        protocol.send_ahead([(name_of(text), _TAGS[text]) for text in texts])
 
     def keep(self) -> None:
         """From now on have the server keep them: nobody else uses the connection's session."""

@@ -14,7 +14,7 @@ from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sql import claim as claim_queries
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql import sources as source_queries
-from matview_operator.adapters.postgres.sql.leftovers import ASK_IN_USE
+from matview_operator.adapters.postgres.sql.leftovers import UNLOCK
 from matview_operator.adapters.postgres.sql.lookup import IN_USE, LOOKUP, LOOKUP_WITH_LEDGER
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.wire.authentication import Row
@@ -117,15 +117,13 @@ async def claim(work: Work, session: Session) -> bool:
         await check_sources(work, session)
         row = await _recheck(work, session)
     if row is None and claims:
-        row = await session.row(claim_queries.RECHECK, *_same_view(work))
+        row = await session.row(claim_queries.RECHECK, *_same_view(work), session.is_direct)
         if row is not None:
             return False
     if row is None:
         raise replaced_problem(run.view)
     work.after = row
-    # A group has more locks, and is always taken for one that left something. The claim's row has a sequence.
-    own_locks = len({run.lock_keys.tenant_key, GLOBAL_KEY})
-    session.note_in_use(row.in_use, own_locks=own_locks, own_sequences=int(claims))
+    session.unlocked()
     if claims or not job.ledger:
         job.pending = PendingCommit(
             xid=row.xid,
@@ -142,7 +140,7 @@ async def _recheck(work: Work, session: Session) -> Row | None:
     assert choice is not None  # set by the lookup
     statement = _claim_of(work)
     if statement is claim_queries.RECHECK:
-        return await session.row(statement, *_same_view(work))
+        return await session.row(statement, *_same_view(work), session.is_direct)
     return await session.row(
         statement,
         *_same_view(work),
@@ -158,6 +156,7 @@ async def _recheck(work: Work, session: Session) -> Row | None:
         choice.mode.value,
         None if choice.reason is None else choice.reason.value,
         run.correlation_id,
+        session.is_direct,
     )
 
 
@@ -183,9 +182,9 @@ async def analyze(work: Work, session: Session) -> None:
         target = await session.row(queries.ANALYZE_TARGET, row_of(work).oid, timeout)
         if target is not None:
             await session.utility(queries.analyze(queries.QuotedName(target.quoted)))
-            row = await session.row(ASK_IN_USE)
-            assert row is not None  # a select without from has one row
-            session.note_in_use(row.in_use, own_locks=0, own_sequences=0)
+            if session.is_direct:
+                await session.row(UNLOCK)
+            session.unlocked()
         await session.commit()
     except (Problem, OSError, *queries.DRIVER_ERRORS) as error:
         problem = problem_of(error, view_found=True, verbose=work.job.verbose_errors)

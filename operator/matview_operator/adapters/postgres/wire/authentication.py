@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Iterable
 from typing import Any
 
 import asyncpg
@@ -21,14 +22,12 @@ from matview_operator.domain.errors import Problem
 
 _AUTHENTICATION = ord("R")
 _READY = ord("Z")
-_BIND, _EXECUTE = b"BE"
+_ERROR = ord("E")
+_BIND, _EXECUTE, _BOUND, _DONE = b"BE2C"
 _REQUEST_BYTES = 9
 """Of an authentication message up to the number that says what it asks for."""
 _GREETING_BYTES = 65_536
 """No honest server says more than this before it is ready for a query."""
-
-_BEGUN = b"2\0\0\0\x04" + b"C\0\0\0\x0aBEGIN\0"
-"""A server's whole answer to a BEGIN that it has kept for us, if the next statement comes with it."""
 
 _KEEPALIVE_IDLE_SECONDS = 30
 _KEEPALIVE_INTERVAL_SECONDS = 10
@@ -121,22 +120,29 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
                 self._connected_future.set_exception(self._refused)
         super().connection_lost(self._refused or exc)
 
-    def begin_ahead(self, name: str) -> None:
-        """Send a BEGIN that the server keeps under this name together with the next statement.
+    def send_ahead(self, statements: Iterable[tuple[str, str]]) -> None:
+        """Send statements that the server keeps under these names together with the next one.
 
-        asyncpg, which would wait for the answer in between, does not see it: if it is any other than that a transaction
-        was begun, the connection is dropped. Before they were sent both, nothing may be awaited.
+        asyncpg, which would wait for each answer, does not see them. If one is an error, the server skips all that
+        comes after it, and to asyncpg it is the error of the next statement. If it is anything else but the tag that is
+        given with the name, the connection is dropped. Before all were sent, nothing may be awaited.
         """
-        self._awaited = _BEGUN
-        self._wire.ahead = _execution(name)
+        for name, tag in statements:
+            self._wire.ahead += _execution(name)
+            self._awaited += frame(_BOUND, b"") + frame(_DONE, tag.encode() + b"\0")
 
     def _hand_on(self, data: bytes) -> None:
         if self._awaited:
-            said = data[: len(self._awaited)]
-            if not self._awaited.startswith(said):
-                self._refuse(asyncpg.InterfaceError("the server did not begin a transaction"))
-                return
-            self._awaited, data = self._awaited[len(said) :], data[len(said) :]
+            agreed = next(
+                (at for at, (awaited, said) in enumerate(zip(self._awaited, data, strict=False)) if awaited != said),
+                min(len(self._awaited), len(data)),
+            )
+            self._awaited, data = self._awaited[agreed:], data[agreed:]
+            if data and self._awaited:
+                if data[0] != _ERROR:
+                    self._refuse(asyncpg.InterfaceError("the server did not do what it was asked to"))
+                    return
+                self._awaited = b""
         try:
             admitted = self._frames.admit(data)
         except Problem as problem:
