@@ -44,6 +44,8 @@ async def load_configuration() -> client.Configuration:
             "KUBECONFIG nor .kube/config of the home folder names a cluster."
         ) from None
     configuration.connection_pool_maxsize = CONNECTIONS
+    # From Python 3.13 on it would refuse CAs that lack an extension of RFC 5280, as some clusters'; kubectl does not.
+    configuration.disable_strict_ssl_verification = True
     return configuration
 
 
@@ -91,6 +93,8 @@ def _tls(configuration: client.Configuration) -> ssl.SSLContext | bool:
     if not configuration.verify_ssl:
         return False
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+    if configuration.disable_strict_ssl_verification:
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if configuration.cert_file:
         context.load_cert_chain(configuration.cert_file, configuration.key_file)
     return context

@@ -4,9 +4,10 @@ Right only because nothing of a run is left in what the next one gets:
 
 * REFRESH itself runs as a security-restricted operation: a view's query can change no role, make no temporary table,
   prepare nothing, keep no cursor, listen to nothing, and its settings end with the command. What it can leave behind
-  are advisory locks of the session, sequences' last values, and where random() goes on. The claim gives the locks
-  back, so that none is held until the next run; that one discards the sequences' values when it begins, and seeds
-  random(). Where the view's query ran and no claim did, DISCARD ALL takes everything away at the end.
+  are advisory locks of the session, sequences' last values, and where random() goes on. The claim tells whether there
+  are locks (leftovers.py); if so, or if the view's query ran and no claim did, DISCARD ALL takes everything away at the
+  run's end, so that none is held until the next one. That discards the sequences' values when it begins, and seeds
+  random().
 * What a guard reads is no such operation: code of the view's owner may run as our role there. After it DISCARD ALL
   takes everything away, and the statements that the server kept for us are not used any more.
 * Behind a pooler in transaction mode there is no session that a connection could keep anything in: what a view's query

@@ -14,7 +14,7 @@ from matview_operator.adapters.postgres.session import Session, view_facts
 from matview_operator.adapters.postgres.sql import claim as claim_queries
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql import sources as source_queries
-from matview_operator.adapters.postgres.sql.leftovers import UNLOCK
+from matview_operator.adapters.postgres.sql.leftovers import ASK_LOCKS
 from matview_operator.adapters.postgres.sql.lookup import IN_USE, LOOKUP, LOOKUP_WITH_LEDGER
 from matview_operator.adapters.postgres.sqlstate import problem_of
 from matview_operator.adapters.postgres.wire.authentication import Row
@@ -117,13 +117,14 @@ async def claim(work: Work, session: Session) -> bool:
         await check_sources(work, session)
         row = await _recheck(work, session)
     if row is None and claims:
-        row = await session.row(claim_queries.RECHECK, *_same_view(work), session.is_direct)
+        row = await session.row(claim_queries.RECHECK, *_same_view(work))
         if row is not None:
             return False
     if row is None:
         raise replaced_problem(run.view)
     work.after = row
-    session.unlocked()
+    # A group has more locks, and is always taken for one that left something.
+    session.note_locks(row.locks, own=len({run.lock_keys.tenant_key, GLOBAL_KEY}))
     if claims or not job.ledger:
         job.pending = PendingCommit(
             xid=row.xid,
@@ -140,7 +141,7 @@ async def _recheck(work: Work, session: Session) -> Row | None:
     assert choice is not None  # set by the lookup
     statement = _claim_of(work)
     if statement is claim_queries.RECHECK:
-        return await session.row(statement, *_same_view(work), session.is_direct)
+        return await session.row(statement, *_same_view(work))
     return await session.row(
         statement,
         *_same_view(work),
@@ -156,7 +157,6 @@ async def _recheck(work: Work, session: Session) -> Row | None:
         choice.mode.value,
         None if choice.reason is None else choice.reason.value,
         run.correlation_id,
-        session.is_direct,
     )
 
 
@@ -182,9 +182,9 @@ async def analyze(work: Work, session: Session) -> None:
         target = await session.row(queries.ANALYZE_TARGET, row_of(work).oid, timeout)
         if target is not None:
             await session.utility(queries.analyze(queries.QuotedName(target.quoted)))
-            if session.is_direct:
-                await session.row(UNLOCK)
-            session.unlocked()
+            row = await session.row(ASK_LOCKS)
+            assert row is not None  # a select without from has one row
+            session.note_locks(row.locks, own=0)
         await session.commit()
     except (Problem, OSError, *queries.DRIVER_ERRORS) as error:
         problem = problem_of(error, view_found=True, verbose=work.job.verbose_errors)

@@ -16,12 +16,11 @@ _THE_SAME_VIEW = """
     and array(select pg_catalog.pg_relation_filenode(s.rel) from pg_catalog.unnest($4::oid[]) as s(rel)) = $5::oid[]
 """
 
-# $6 whether the session is ours alone.
 RECHECK = (
     """
-select ("""  # noqa: S608 - constants only
-    + leftovers.UNLOCK
-    + """ where $6::boolean),
+select"""  # noqa: S608 - constants only
+    + leftovers.LOCKS
+    + """,
  pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) as inserted,
  pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) as deleted,
  pg_catalog.current_setting('track_counts')::boolean as counted,
@@ -59,10 +58,10 @@ with claim as (
     (select case when c.reltuples >= 0 then c.reltuples::bigint end from pg_catalog.pg_class c where c.oid = view_oid)
       as estimated_rows,
     pg_catalog.pg_total_relation_size(view_oid) as size_bytes,
-    pg_catalog.pg_current_xact_id()::text as xid
+    pg_catalog.pg_current_xact_id()::text as xid,"""
+    + leftovers.LOCKS
+    + """
 )
-select claim.*, ("""
-    + leftovers.UNLOCK
-    + """ where $18::boolean) from claim
+select claim.* from claim
 """
 )

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 DISCARD_SEQUENCES = "discard sequences"
 
-# Advisory locks of the session, which it keeps beyond COMMIT; a run's own are the transaction's. Whether the session is
-# ours alone is asked by a parameter: behind a pooler they may be somebody else's.
-UNLOCK = "select pg_catalog.pg_advisory_unlock_all()"
+# How many advisory locks the session has; at a run's end its own, which are the transaction's, and those of the session
+# that its view's query took, which it keeps beyond COMMIT. A view that locks its own view's keys once more is not
+# noticed: who suffers is that view.
+LOCKS = """
+ (select pg_catalog.count(*) from pg_catalog.pg_locks l
+  where l.locktype = 'advisory' and l.pid = pg_catalog.pg_backend_pid()) as locks"""
+
+ASK_LOCKS = "select" + LOCKS
