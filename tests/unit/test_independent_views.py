@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.unit.ports import EPOCH, FAILED, LOCK_HELD, Told
+from tests.unit.ports import FAILED, LOCK_HELD, Told
+from tests.unit.test_order import MANY, times, views
 from tests.unit.world import POLICY, World, key, until
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
@@ -15,23 +16,8 @@ from matview_operator.engine.strands import Strands
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
 
-MANY = {"maxConcurrentRefreshes": 50}
 TWO = {"maxConcurrentRefreshes": 2}
 ONE = {"maxConcurrentRefreshes": 1}
-
-
-def views(*names: str, **depends_on: str) -> list[dict[str, Any]]:
-    """Views by name; `b="a c"`: b depends on a and c."""
-    return [
-        {"name": name}
-        | ({"dependsOn": [{"name": other} for other in depends_on[name].split()]} if name in depends_on else {})
-        for name in names
-    ]
-
-
-def times(world: World) -> list[tuple[str, float]]:
-    """Which view began when, in seconds since the start."""
-    return [(str(call.run.view), round((call.at - EPOCH).total_seconds(), 3)) for call in world.executor.calls]
 
 
 def told(world: World, place: Key) -> list[tuple[str, str]]:
