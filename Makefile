@@ -36,7 +36,7 @@ sandbox: venv ## start the demo's servers, without operator and show
 test: venv ## run all tests, on real servers
 	@$(BIN)/python -m sandbox.parts
 	@$(BIN)/python -m sandbox.controlplane build
-	@echo "Five suites, about 17 minutes on two cores. Each says at its end how many tests passed."
+	@echo "Five suites, about 19 minutes on two cores. Each says at its end how many tests passed."
 	@failed=; for folder in unit simulation postgres cluster acceptance; do \
 	  $(MAKE) -s run-tests FOLDER=$$folder || failed="$$failed $$folder"; done; \
 	if [ -n "$$failed" ]; then \
