@@ -20,6 +20,8 @@ from tests.refreshes import settled
 
 EVERY = 5
 LEASE = "matview-operator"
+ELECTING = {"MATVIEW_LEADER_ELECT": "true", "MATVIEW_LEASE_NAMESPACE": NAMESPACE}
+"""What makes operators of one Lease."""
 TIMES = "select extract(epoch from at)::float8 as at from committed order by at"
 SETTLED = "select count(*) from matview_ops.refresh_run where settles and outcome = 'SUCCESS'"
 
@@ -99,7 +101,7 @@ async def crewed(cluster: Cluster, operators: Operators, tenants: dict[str, Tena
     cluster.run_kubectl("delete", "lease", LEASE, "-n", NAMESPACE, "--ignore-not-found")
 
     def launch(env: Mapping[str, str]) -> OperatorProcess:
-        return operators.start(**{"MATVIEW_LEADER_ELECT": "true", "MATVIEW_LEASE_NAMESPACE": NAMESPACE, **env})
+        return operators.start(**{**ELECTING, **env})
 
     crew = Crew(tenants=tenants, launch=launch)
     yield crew

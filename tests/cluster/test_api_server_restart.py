@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from sandbox.controlplane import ControlPlane
-from sandbox.operator_process import NAMESPACE
-from tests.cluster.crew import ended, lines
+from tests.cluster.crew import ELECTING, ended, lines
 from tests.cluster.operators import Operators
 from tests.cluster.pair import make_noted_views
 from tests.cluster.planes import install, started
@@ -21,7 +20,6 @@ from tests.databases import Databases
 from tests.refreshes import settled
 
 EVERY = 5
-ELECTING = {"MATVIEW_LEADER_ELECT": "true", "MATVIEW_LEASE_NAMESPACE": NAMESPACE}
 LATE_SECONDS = 60
 """From the API server's return until all is told and heard. What asks in vain asks more and more rarely."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +17,7 @@ from matview_operator.adapters.postgres.statements import name_of
 from matview_operator.api.view import Concurrently
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
     from tests.database import Database
 
@@ -70,15 +69,8 @@ class Relay(Proxy):
             yield said[at : at + step]
 
 
-@asynccontextmanager
-async def relay(database: Database) -> AsyncIterator[Relay]:
-    relay = Relay(database.server.port)
-    async with relay:
-        yield relay
-
-
 async def test_the_server_is_asked_for_the_locks_before_it_has_answered_begin(database: Database) -> None:
-    async with relay(database) as way, runs_over(database, via=way) as runs:
+    async with Relay(database.server.port) as way, runs_over(database, via=way) as runs:
         await runs.backend()
         way.asked = b""
         way.gate.clear()
@@ -95,7 +87,7 @@ async def test_the_server_is_asked_for_the_locks_before_it_has_answered_begin(da
 
 
 async def test_its_answer_is_known_wherever_the_network_cuts_it(database: Database) -> None:
-    async with relay(database) as way, runs_over(database, via=way) as runs:
+    async with Relay(database.server.port) as way, runs_over(database, via=way) as runs:
         first = await runs.backend()
         way.bit_by_bit = True
         assert [await runs.backend() for _ in range(2)] == [first, first]
@@ -114,7 +106,7 @@ async def test_its_answer_is_known_wherever_the_network_cuts_it(database: Databa
 async def test_a_session_that_says_anything_else_is_used_no_more(
     database: Database, words: bytes, others: bytes
 ) -> None:
-    async with relay(database) as way, runs_over(database, via=way) as runs:
+    async with Relay(database.server.port) as way, runs_over(database, via=way) as runs:
         first = await runs.backend()
         way.instead[words] = others
         async with asyncio.timeout(10):

@@ -19,6 +19,7 @@ from matview_operator.api.view import Concurrently, Guard
 from matview_operator.api.window import Window
 from matview_operator.domain.cron import calendar
 from matview_operator.domain.errors import InvalidName
+from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.search_path import search_path_problems
 from matview_operator.domain.text import is_printable
 from matview_operator.domain.view import GLOBAL, IDENTIFIER_BYTES, ViewName, check_identifier
@@ -53,6 +54,18 @@ def check_timeouts(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) ->
         for index, view in enumerate(spec.views)
         if view.timeout_seconds is not None and view.timeout_seconds > limits.timeout_seconds
     ]
+
+
+def too_dense(timetable: Timetable, *, limits: DatabaseLimits, now: datetime) -> str | None:
+    """What there is to say of a schedule that is denser than its MatviewDatabase lets it be; None if it is not."""
+    gap = timetable.least_gap(now).total_seconds()
+    if gap >= limits.min_interval_seconds:
+        return None
+    return (
+        f"The schedule has slots {gap:g} s apart, and limits.minIntervalSeconds of the MatviewDatabase keeps refreshes "
+        f"of a view {limits.min_interval_seconds} s apart: slots wait, and those that a newer one overtakes are "
+        "missed. Schedule fewer, or have the limit lowered."
+    )
 
 
 def check_database(spec: MatviewDatabaseSpec) -> list[str]:

@@ -117,13 +117,9 @@ class Intake:
         if meta is not None and former is not None and former.ref.uid == meta.uid:
             self._supervisor.forget_database(former)
 
-    def known_uid(self, body: object) -> str | None:
-        """The UID of a policy or database that is known already; None of any other object."""
-        meta = self._metadata(body)
-        if meta is None:
-            return None
-        found = (self._registry.policies.get(_key(meta)), self._registry.databases.get(_key(meta)))
-        return meta.uid if meta.uid in {each.ref.uid for each in found if each is not None} else None
+    def knows(self, uid: str) -> bool:
+        """Whether it is that of a policy or database that is known already."""
+        return uid in self._registry.resource_versions
 
     def known_uids(self) -> set[str]:
         """The objects known now; taken before a list, so that what is created meanwhile is not pruned."""

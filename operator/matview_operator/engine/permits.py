@@ -48,14 +48,19 @@ class Permits:
 
     def database_of(self, policy: Policy) -> MatviewDatabaseSpec:
         """The database that the policy may refresh its views on; raises Problem."""
-        spec, key = policy.spec, policy.database_key
-        assert spec is not None  # an invalid policy has no timer and no request
-        assert key is not None  # the policy has a spec
+        key = policy.database_key
+        assert key is not None  # an invalid policy has no timer and no request
         database = usable(self._registry.databases.get(key), key)
-        problem = self._registry.sharing_problem(policy) or self._order.problem(policy)
+        problem = self.problem_of(policy)
         if problem is not None:
             raise problem
-        too_long = check_timeouts(spec, limits=database.limits)
-        if too_long:
-            raise Problem(RefreshReason.INVALID_SPEC, too_long[0])
         return database
+
+    def problem_of(self, policy: Policy) -> Problem | None:
+        """What the policies and databases by themselves forbid."""
+        problem = self._registry.sharing_problem(policy) or self._order.problem(policy)
+        database = self._registry.database_of(policy)
+        if problem is not None or policy.spec is None or database is None or database.spec is None:
+            return problem
+        too_long = check_timeouts(policy.spec, limits=database.spec.limits)
+        return Problem(RefreshReason.INVALID_SPEC, too_long[0]) if too_long else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from datetime import datetime
 
 from matview_operator.api.database import CHECK_INTERVAL_SECONDS, MatviewDatabaseStatus, ServerStatus
 from matview_operator.api.outcome import RefreshReason
@@ -14,9 +15,10 @@ from matview_operator.domain.errors import Problem
 from matview_operator.domain.inspection import Inspection, ViewCheck
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.server import ServerFacts, ledger_advice, search_path_advice, version_advice
-from matview_operator.domain.spec_check import check_timeouts
+from matview_operator.domain.spec_check import too_dense
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.order import Order
+from matview_operator.engine.permits import Permits
 from matview_operator.engine.ports import Clock, Inspector, Key
 from matview_operator.engine.registry import Database, Policy, Registry
 from matview_operator.engine.reporter import Reporter
@@ -44,6 +46,7 @@ class Preflights:
         clock: Clock,
         judged: Callable[[Policy], None],
         order: Order,
+        permits: Permits,
     ) -> None:
         """`judged` is told when a policy's problem or note was found anew."""
         self._registry = registry
@@ -53,6 +56,7 @@ class Preflights:
         self._clock = clock
         self._judged = judged
         self._order = order
+        self._permits = permits
         self._asked: dict[Key, set[Key]] = {}
         self._busy: set[Key] = set()
         self._changed = asyncio.Event()
@@ -136,48 +140,15 @@ class Preflights:
                 await asyncio.sleep(0)
             if self._registry.policies.get(policy.key) is not policy:
                 continue  # changed or gone meanwhile; the change has asked again
-            policy.problem = self._own_problem(policy) or problem
+            policy.problem = self._permits.problem_of(policy) or problem
             policy.is_judged = True
             if policy.problem is None and inspection is not None:
                 policy.problem, blocking = _judge(checks[policy.key], inspection)
-                policy.note = blocking or self._pace(policy, database)
+                policy.note = blocking or _pace(policy, database, now=self._clock.now())
             self._judged(policy)
         others = self._order.stirred(key).difference(asked)
         if others:
             self.ask(key, others)
-
-    def _own_problem(self, policy: Policy) -> Problem | None:
-        """What the policies and databases by themselves forbid."""
-        shared = self._registry.sharing_problem(policy)
-        if shared is not None:
-            return shared
-        unordered = self._order.problem(policy)
-        if unordered is not None:
-            return unordered
-        database = self._registry.database_of(policy)
-        if policy.spec is not None and database is not None and database.spec is not None:
-            too_long = check_timeouts(policy.spec, limits=database.spec.limits)
-            if too_long:
-                return Problem(RefreshReason.INVALID_SPEC, too_long[0])
-        return None
-
-    def _pace(self, policy: Policy, database: Database | None) -> Statement | None:
-        """What there is to say of a schedule that is denser than the database lets it be."""
-        timetable = policy.timetable
-        if database is None or database.spec is None or not isinstance(timetable, Timetable):
-            return None
-        least = database.spec.limits.min_interval_seconds
-        gap = timetable.least_gap(self._clock.now()).total_seconds()
-        if gap >= least:
-            return None
-        return Statement(
-            READY,
-            "True",
-            PACED,
-            f"The schedule has slots {gap:g} s apart, and limits.minIntervalSeconds of MatviewDatabase "
-            f"{database.ref.key.name} keeps refreshes of a view {least} s apart: slots wait, and those that a newer "
-            "one overtakes are missed. Schedule fewer, or have the limit lowered.",
-        )
 
     def _report_database(self, database: Database, problem: Problem | None, inspection: Inspection | None) -> None:
         problem = database.problem or problem
@@ -233,6 +204,14 @@ def _judge(checks: dict[ViewName, ViewCheck], inspection: Inspection) -> tuple[P
         f"Readers wait while {', '.join(blocking)} is refreshed: it has no unique index on plain columns without "
         "WHERE. Create one, and refreshes will run CONCURRENTLY.",
     )
+
+
+def _pace(policy: Policy, database: Database | None, *, now: datetime) -> Statement | None:
+    timetable = policy.timetable
+    if database is None or database.spec is None or not isinstance(timetable, Timetable):
+        return None
+    dense = too_dense(timetable, limits=database.spec.limits, now=now)
+    return None if dense is None else Statement(READY, "True", PACED, dense)
 
 
 def _connected(database: Database, inspection: Inspection | None) -> Statement:

@@ -128,7 +128,7 @@ class SlotRunner:
             for result in (
                 step.results
                 if step.tells
-                else [self._ended(self._run_of(policy, spec, view, slot), now, outcome, rest) for view in step.views]
+                else self._all_ended(step, now, outcome, rest, policy=policy, spec=spec, slot=slot)
             )
         ]
         return SlotReport(
@@ -154,7 +154,8 @@ class SlotRunner:
         try:
             blame = None if step.results else attempts.work.take(step.index)
             if blame is not None:
-                attempts.left_out(step, self._skipped(policy, spec, step.views, slot, blame), blame=blame)
+                skipped = self._skipped(step, blame, policy=policy, spec=spec, slot=slot)
+                attempts.left_out(step, skipped, blame=blame)
                 return
             if step.results:
                 where.forget()  # what leads nowhere may be another Secret's by now
@@ -174,8 +175,8 @@ class SlotRunner:
             raise
         except Exception as error:  # noqa: BLE001 - the slot's other views go on; `_bug` logs it
             bug, now = self._bug(policy, error), self._clock.now()
-            runs = [self._run_of(policy, spec, view, slot) for view in step.views]
-            attempts.left_out(step, [self._ended(run, now, RefreshOutcome.FAILED, bug) for run in runs])
+            failed = self._all_ended(step, now, RefreshOutcome.FAILED, bug, policy=policy, spec=spec, slot=slot)
+            attempts.left_out(step, failed)
 
     def _bug(self, policy: Policy, error: Exception) -> Problem:
         """Whatever it was, the policy's status says so, and a request is answered."""
@@ -183,15 +184,15 @@ class SlotRunner:
         return Problem(RefreshReason.INTERNAL_ERROR, f"{type(error).__name__} in the operator; see its log.")
 
     def _skipped(
-        self, policy: Policy, spec: MatviewRefreshPolicySpec, views: Sequence[ViewSpec], slot: Slot, blame: Blame
+        self, step: Step, blame: Blame, *, policy: Policy, spec: MatviewRefreshPolicySpec, slot: Slot
     ) -> Sequence[RefreshResult]:
         problem = Problem(
             RefreshReason.UPSTREAM_FAILED,
             f"It reads {blame.view}, which policy {blame.policy} failed to refresh; refreshing it would only repeat "
             "old rows.",
         )
-        runs = [self._run_of(policy, spec, view, slot) for view in views]
-        return [self._ended(run, self._clock.now(), RefreshOutcome.SKIPPED_UPSTREAM, problem) for run in runs]
+        skipped, now = RefreshOutcome.SKIPPED_UPSTREAM, self._clock.now()
+        return self._all_ended(step, now, skipped, problem, policy=policy, spec=spec, slot=slot)
 
     async def _refresh(
         self,
@@ -237,8 +238,8 @@ class SlotRunner:
                 seat.result = results[0]
                 return results
         except Problem as problem:
-            runs = [self._run_of(policy, spec, view, slot) for view in step.views]
-            return [self._ended(run, started_at, RefreshOutcome.FAILED, problem) for run in runs]
+            failed = RefreshOutcome.FAILED
+            return self._all_ended(step, started_at, failed, problem, policy=policy, spec=spec, slot=slot)
 
     def _shared(self, spec: MatviewRefreshPolicySpec, view: ViewSpec, key: Key) -> SharedView | None:
         """What a run may share with other policies' runs; a group is refreshed by itself."""
@@ -260,14 +261,25 @@ class SlotRunner:
         named = self._registry.database_of(policy)
         return run_of(policy, view, slot, spec=spec, database=None if named is None else named.spec)
 
-    def _ended(self, run: Run, started_at: datetime, outcome: RefreshOutcome, problem: Problem) -> RefreshResult:
-        return run.result(
-            outcome,
-            started_at=started_at,
-            ended_at=self._clock.now(),
-            reason=problem.reason,
-            message=problem.message,
-        )
+    def _all_ended(
+        self,
+        step: Step,
+        started_at: datetime,
+        outcome: RefreshOutcome,
+        problem: Problem,
+        *,
+        policy: Policy,
+        spec: MatviewRefreshPolicySpec,
+        slot: Slot,
+    ) -> list[RefreshResult]:
+        """The step's views, none of which the server has anything to say of."""
+        now = self._clock.now()
+        return [
+            self._run_of(policy, spec, view, slot).result(
+                outcome, started_at=started_at, ended_at=now, reason=problem.reason, message=problem.message
+            )
+            for view in step.views
+        ]
 
 
 def _because(suspended: Problem, result: RefreshResult) -> RefreshResult:

@@ -73,6 +73,8 @@ class Supervisor:
         self.reporter = Reporter(
             registry=registry, writer=writer, events=events, random=random, gone=self._gone, may_wait=self._may_wait
         )
+        holds = Holds(registry=registry, clock=clock)
+        permits = Permits(registry=registry, holds=holds, order=self.order, clock=clock)
         self.preflights = Preflights(
             registry=registry,
             inspector=inspector,
@@ -81,8 +83,8 @@ class Supervisor:
             clock=clock,
             judged=self._judged,
             order=self.order,
+            permits=permits,
         )
-        holds = Holds(registry=registry, clock=clock)
         self.agenda = Agenda(
             registry=registry,
             holds=holds,
@@ -95,7 +97,7 @@ class Supervisor:
                 metrics=metrics,
                 flights=self.flights,
                 holds=holds,
-                permits=Permits(registry=registry, holds=holds, order=self.order, clock=clock),
+                permits=permits,
                 clock=clock,
                 random=random,
                 turns=turns,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -28,21 +28,16 @@ def watch(
 
     @kopf.on.event(GROUP, VERSION, MatviewRefreshPolicy.PLURAL, registry=registry)
     async def policy_event(event: Any, **_: Any) -> None:
-        if event["type"] is None:
-            resync.named(event["object"])
-        if event["type"] == "DELETED":
-            intake.policy_gone(event["object"])
-        else:
-            intake.policy_seen(event["object"])
+        tell(event, seen=intake.policy_seen, gone=intake.policy_gone)
 
     @kopf.on.event(GROUP, VERSION, MatviewDatabase.PLURAL, registry=registry)
     async def database_event(event: Any, **_: Any) -> None:
+        tell(event, seen=intake.database_seen, gone=intake.database_gone)
+
+    def tell(event: Any, *, seen: Callable[[object], None], gone: Callable[[object], None]) -> None:
         if event["type"] is None:
             resync.named(event["object"])
-        if event["type"] == "DELETED":
-            intake.database_gone(event["object"])
-        else:
-            intake.database_seen(event["object"])
+        (gone if event["type"] == "DELETED" else seen)(event["object"])
 
 
 _WORKER_SECONDS = 0.1

@@ -72,10 +72,10 @@ class Resync:
         Of one that is known and was named before, it says that the watch began anew, because what it was to go on from
         is gone from the API server; and with it the news of deletions.
         """
-        uid = self._intake.known_uid(body)
+        uid = body["metadata"]["uid"]
         if uid in self._unnamed:
             self._unnamed.remove(uid)
-        elif uid is not None:
+        elif self._intake.knows(uid):
             self._relisted.set()
 
     async def run(self) -> None:

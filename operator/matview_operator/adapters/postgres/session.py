@@ -63,10 +63,8 @@ class Session:
         """By the server's clock; another server, or the same after a restart, has another one."""
         self.is_direct = False
         """Whether the server's session is ours alone, so that nobody is in the way if we keep something in it."""
-        self._ran_a_view = False
-        """Whether a view's query ran of which nobody has said yet that it left no lock."""
         self._may_hold_locks = False
-        """Whether one may have left a lock."""
+        """Whether a view's query ran of which nobody has said that it left none."""
         self._may_know_sequences = False
         """Whether one ran since the sequences' values were discarded."""
         self._best_sample: tuple[timedelta, timedelta]
@@ -187,18 +185,17 @@ class Session:
 
         Behind a pooler there is no session of ours to clean, and DISCARD ALL would take from others what they prepared.
         """
-        return self.is_direct and (not self._statements.are_kept or self._ran_a_view or self._may_hold_locks)
+        return self.is_direct and (not self._statements.are_kept or self._may_hold_locks)
 
     async def reset(self) -> None:
         """Take that away, and with it what the server keeps for us."""
         self._statements.distrust()
         await self.rows(queries.RESET)
-        self._ran_a_view = self._may_hold_locks = self._may_know_sequences = False
+        self._may_hold_locks = self._may_know_sequences = False
 
     def note_locks(self, found: object, *, own: int) -> None:
         """Take note of how many advisory locks there are at a run's end: see leftovers.py."""
-        self._may_hold_locks |= found != own
-        self._ran_a_view = False
+        self._may_hold_locks = found != own
 
     def distrust(self) -> None:
         """Code that is not ours is about to run as our role: use nothing any more that it could have put in place."""
@@ -206,7 +203,7 @@ class Session:
 
     async def utility(self, statement: str) -> None:
         """Run REFRESH or ANALYZE of a view: a statement whose text is of use once."""
-        self._ran_a_view = self._may_know_sequences = True
+        self._may_hold_locks = self._may_know_sequences = True
         await self._statements.run_once(statement)
 
     async def parse(self, statement: str) -> PreparedStatement[Row]:
