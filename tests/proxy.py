@@ -22,6 +22,7 @@ Loss = Literal["request", "answer"]
 _HEADER_BYTES = 5
 _STARTUP_HEADER_BYTES = 4
 _PARSE, _BIND, _DESCRIBE, _EXECUTE, _PASSWORD = b"P", b"B", b"D", b"E", b"p"
+_SYNC, _FLUSH = b"S", b"H\0\0\0\4"
 _FOLLOWED = frozenset({_PARSE, _BIND, _DESCRIBE})
 """By other messages of the same statement, at once."""
 
@@ -180,12 +181,14 @@ class Proxy:
             elif kind == _EXECUTE:
                 self.statements.append(statement)
                 fault = self._fault_at(statement)
-                if fault is not None:
-                    message += await _read(client, header_bytes=_HEADER_BYTES)
-                    if fault.until is not None:
-                        fault.happened.set()
-                        await fault.until.wait()
-                        fault = None
+                if fault is not None and fault.until is not None:
+                    fault.happened.set()
+                    await fault.until.wait()
+                    fault = None
+                elif fault is not None:
+                    following = await _read(client, header_bytes=_HEADER_BYTES)
+                    # A server that is sent more statements before it is to answer is asked to answer this one now.
+                    message += following if following[:1] == _SYNC else _FLUSH
         return fault, unsent + message
 
     def _fault_at(self, statement: str, *, unasked: bool = False) -> Fault | None:

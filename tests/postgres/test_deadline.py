@@ -70,7 +70,7 @@ async def test_a_client_that_is_gone_between_refresh_and_commit_blocks_readers_f
 ) -> None:
     """As by a frozen machine: no end of the connection, no timeout of ours, and 15 has no transaction_timeout."""
     view = await database.make_view(unique=False)
-    fault = Fault(statement="with claim", loses="request", silent=True)
+    fault = Fault(statement="commit", loses="request", silent=True)
     async with Proxy(database.server.port, fault) as proxy:
         running = asyncio.create_task(refresh(database, view, via=proxy, timeout_seconds=60))
         await fault.happened.wait()

@@ -235,8 +235,8 @@ async def test_a_client_that_stops_before_commit_loses_the_view_after_ten_second
 async def stop_before_commit(database: Database) -> None:
     view = await database.make_view()
     await database.execute_as(APP_OWNER, "delete from mv_base")
-    # As a client that is stopped when REFRESH has just ended, and never says another word.
-    stop = Fault(statement="refresh", loses="answer", silent=True)
+    # As a client that is stopped when REFRESH and the claim have just ended, and never says another word.
+    stop = Fault(statement="with claim", loses="answer", silent=True)
     async with Proxy(database.server.port, stop) as proxy:
         task = asyncio.create_task(
             refresh(database, view, via=proxy, concurrently=Concurrently.NEVER, timeout_seconds=60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matview_operator.adapters.postgres.session import view_facts
+from matview_operator.adapters.postgres.facts import view_facts
 from matview_operator.adapters.postgres.sql import catalogue as catalogue_queries
 from matview_operator.adapters.postgres.sql.lookup import LOOKUP
 from matview_operator.api.outcome import RefreshMode, RefreshReason

@@ -10,8 +10,9 @@ from dataclasses import replace
 import asyncpg
 
 from matview_operator.adapters.postgres.explanation import check_search_path, read_hazards, reading_problem
+from matview_operator.adapters.postgres.facts import view_facts
 from matview_operator.adapters.postgres.guard import read_facts
-from matview_operator.adapters.postgres.session import Session, view_facts
+from matview_operator.adapters.postgres.session import Session
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql.lookup import LOOKUP
 from matview_operator.adapters.postgres.sqlstate import problem_of

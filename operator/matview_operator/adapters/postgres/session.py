@@ -9,33 +9,25 @@ from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 
+from matview_operator.adapters.postgres.facts import server_facts
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql.leftovers import DISCARD_SEQUENCES
 from matview_operator.adapters.postgres.sqlstate import problem_of
-from matview_operator.adapters.postgres.statements import NOT_KEPT, Statements
+from matview_operator.adapters.postgres.statements import NOT_KEPT, Statements, name_of
+from matview_operator.adapters.postgres.wire.ahead import kept, unnamed
 from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS, close, connect
-from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.errors import Problem
-from matview_operator.domain.preflight import ViewFacts
-from matview_operator.domain.result import MESSAGE_BYTES
-from matview_operator.domain.server import VERSION_BYTES, ServerFacts
-from matview_operator.domain.text import shown
-from matview_operator.domain.view import IDENTIFIER_BYTES, QUOTED_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from asyncpg.prepared_stmt import PreparedStatement
 
     from matview_operator.adapters.postgres.wire.authentication import Row
     from matview_operator.domain.connection import ConnectionTarget
+    from matview_operator.domain.server import ServerFacts
 
-_FORBIDDEN, _FLAWED = "Forbidden", "Flawed"
-_BOOKKEEPING = {
-    **{state.value: state for state in Bookkeeping},
-    _FORBIDDEN: Bookkeeping.MISSING,
-    # It is there, and not as `migrate` makes it.
-    _FLAWED: Bookkeeping.OUTDATED,
-}
 _CLOCK_SAMPLES = 3
 _CLOCK_STEP_SECONDS = 0.05
 """By less than that a clock that is being corrected gently drifts in a session's life."""
@@ -54,8 +46,6 @@ class Session:
         self._connection = connection
         self._statements = Statements(connection)
         self._is_proven = True
-        self._ahead: tuple[str, ...] = ()
-        """BEGIN, and what goes with the next statement besides."""
         self._offset: timedelta | None = None
         self._offset_base = 0.0
         self.facts: ServerFacts
@@ -100,21 +90,7 @@ class Session:
         self.server_started_at = row.started_at
         # PgBouncer and its like invent the number that the driver was told at the start.
         self.is_direct = row.backend_pid == self._connection.get_server_pid()
-        state, _, flaw = row.bookkeeping.partition(": ")
-        self.facts = ServerFacts(
-            version=shown(row.version.partition(" ")[0], size=VERSION_BYTES),
-            version_num=row.version_num,
-            database=shown(row.database, size=IDENTIFIER_BYTES),
-            role=shown(row.role, size=IDENTIFIER_BYTES),
-            quoted_role=shown(row.quoted_role, size=QUOTED_BYTES),
-            quoted_database=shown(row.quoted_database, size=QUOTED_BYTES),
-            inherits=bool(row.inherits),
-            superuser=bool(row.superuser),
-            in_recovery=bool(row.in_recovery),
-            bookkeeping=_BOOKKEEPING[state],
-            bookkeeping_forbidden=state == _FORBIDDEN,
-            bookkeeping_flaw=shown(flaw, size=MESSAGE_BYTES) or None,
-        )
+        self.facts = server_facts(row)
         return self.facts
 
     async def clock_offset(self) -> timedelta:
@@ -139,7 +115,7 @@ class Session:
 
     async def rows(self, statement: str, *arguments: Any) -> list[Row]:
         """Run one of our statements and return its rows; outside a transaction in one of its own, which only reads."""
-        if self.in_transaction or self._ahead or statement in queries.PATHLESS:
+        if self.in_transaction or self._statements.have_ahead or statement in queries.PATHLESS:
             return await self._rows(statement, *arguments)
         await self._rows(queries.ASK)
         try:
@@ -155,25 +131,41 @@ class Session:
 
     async def _rows(self, statement: str, *arguments: Any) -> list[Row]:
         if self._is_proven:
-            return await (await self._statements.described(statement)).fetch(*arguments)
-        ahead, self._ahead = self._ahead, ()
+            return await self._statements.fetch(statement, *arguments)
+        begins = self._statements.have_ahead
         try:
             async with asyncio.timeout(_PROOF_SECONDS):
-                described = await self._statements.described(statement)
-                if ahead:
-                    self._statements.send_ahead(ahead)
-                rows = await described.fetch(*arguments)
+                rows = await self._statements.fetch(statement, *arguments)
         except (TimeoutError, OSError, *queries.DRIVER_ERRORS) as error:
             refused = isinstance(error, asyncpg.PostgresError) and (self.in_transaction or error.sqlstate in NOT_KEPT)
-            if not ahead or not refused:
+            if not begins or not refused:
                 raise SessionLost from None
             # The server has begun, and refuses the statement itself; or it is a pooler, and does not know our names.
             self._is_proven = True
             raise
-        if ahead and not self.in_transaction:
+        if begins and not self.in_transaction:
             raise SessionLost
         self._is_proven = True
         return rows
+
+    def ask_ahead(self, statement: str, *arguments: str | float | None, before: str) -> bool:
+        """Have a statement that returns one row sent together with the one after it; `told_ahead` has the row then.
+
+        False if the server does not keep both: then nothing is sent.
+        """
+        if not self._statements.keep_all(statement, before):
+            return False
+        self._statements.put_ahead(kept(name_of(statement), queries.ONE_ROW, arguments))
+        return True
+
+    def told_ahead(self, statement: str) -> Mapping[str, str | None]:
+        """The row of a statement that was sent ahead, in text."""
+        return self._statements.told_ahead(statement)
+
+    @property
+    def is_refused_ahead(self) -> bool:
+        """Whether what failed last was a statement sent ahead, and not the one that it went out with."""
+        return self._statements.is_refused_ahead
 
     def lent(self) -> None:
         """Use it for another run. Its first statement, which must be BEGIN or a question, may raise SessionLost."""
@@ -206,6 +198,18 @@ class Session:
         self._may_hold_locks = self._may_know_sequences = True
         await self._statements.run_once(statement)
 
+    async def refresh(self, statement: str, *, before: str) -> None:
+        """Run REFRESH; together with the statement after it, if the server keeps that: then readers, who wait for what
+        REFRESH has locked, wait for no round trip besides.
+
+        Both leave in one piece: in between, too, the server would wait for us under no timeout but TCP's own.
+        """
+        if not self._statements.keep_all(before):
+            await self.utility(statement)
+            return
+        self._may_hold_locks = self._may_know_sequences = True
+        self._statements.put_ahead(unnamed(statement, queries.REFRESHED))
+
     async def parse(self, statement: str) -> PreparedStatement[Row]:
         """Have the server read a statement that names a view, without running it: in a transaction whatever has the
         name is locked from now.
@@ -222,12 +226,14 @@ class Session:
         `at_one_snapshot`: REPEATABLE READ, so that all of them see what was committed before the first.
         """
         begin = queries.BEGIN_AT_ONE_SNAPSHOT if at_one_snapshot else queries.BEGIN
-        texts = (begin, DISCARD_SEQUENCES) if self._may_know_sequences and self.is_direct else (begin,)
-        if self._is_proven or not self._statements.keep_all(texts):
+        texts = {begin: queries.BEGUN}
+        if self._may_know_sequences and self.is_direct:
+            texts[DISCARD_SEQUENCES] = queries.DISCARDED
+        if self._statements.keep_all(*texts):
+            self._statements.put_ahead(*(kept(name_of(text), tag) for text, tag in texts.items()))
+        else:
             for text in texts:
                 await self.rows(text)
-        else:
-            self._ahead = texts
         self._may_know_sequences = False
 
     async def commit(self) -> None:
@@ -263,25 +269,6 @@ class Session:
     async def close(self) -> None:
         """Close within two seconds."""
         await close(self._connection)
-
-
-def view_facts(row: Row | None) -> ViewFacts | None:
-    """Read a row of either lookup."""
-    if row is None:
-        return None
-    return ViewFacts(
-        oid=row.oid,
-        quoted=row.quoted,
-        relkind=row.relkind,
-        populated=row.populated,
-        usable_index=row.usable_index,
-        may_refresh=row.may_refresh,
-        may_use_schema=row.may_use_schema,
-        schema=row.schema,
-        owner=row.owner,
-        is_member=row.is_member,
-        owner_has_temp=row.owner_has_temp,
-    )
 
 
 def _sample(before: datetime, server: datetime) -> tuple[timedelta, timedelta]:

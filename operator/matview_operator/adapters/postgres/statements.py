@@ -7,29 +7,22 @@ prepared that statement.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.protocol.protocol import PreparedStatementState
 
-from matview_operator.adapters.postgres.sql import queries
-from matview_operator.adapters.postgres.sql.leftovers import DISCARD_SEQUENCES
 from matview_operator.adapters.postgres.wire.authentication import Row
 
 if TYPE_CHECKING:
     import asyncpg
 
+    from matview_operator.adapters.postgres.wire.ahead import Ahead
+
 NOT_KEPT = frozenset({"26000", "42P05"})
 """SQLSTATEs by which a server says that it does not know a name of ours, or knew it before we said it."""
 _NAME_DIGITS = 32
-_TAGS = {
-    queries.BEGIN: "BEGIN",
-    queries.BEGIN_AT_ONE_SNAPSHOT: "BEGIN",
-    DISCARD_SEQUENCES: "DISCARD SEQUENCES",
-}
-"""By which a server says that it has done what may be sent ahead."""
 
 
 def name_of(text: str) -> str:
@@ -45,6 +38,9 @@ class Statements:
         self._descriptions: dict[str, PreparedStatement[Row]] = {}
         self._forgotten: list[PreparedStatement[Row]] = []
         """The driver would close what nobody refers to, with a message of its own for each."""
+        self._ahead: list[Ahead] = []
+        self.is_refused_ahead = False
+        """Whether what failed last was a statement sent ahead, and not the one that it went out with."""
         self.are_kept = False
         """Whether the server keeps them. If not, the driver sends the text with each execution, in the same message."""
 
@@ -56,18 +52,37 @@ class Statements:
             known = self._descriptions[text] = await self._connection.prepare(text, name=name)
         return known
 
-    def keep_all(self, texts: Sequence[str]) -> bool:
+    def keep_all(self, *texts: str) -> bool:
         """Whether the server keeps these."""
         return self.are_kept and all(text in self._descriptions for text in texts)
 
-    def send_ahead(self, texts: Sequence[str]) -> None:
-        """Send these, which the server keeps and which return nothing, together with the next statement.
+    def put_ahead(self, *statements: Ahead) -> None:
+        """Send these together with the next one, which the server keeps: see ahead.py."""
+        self._ahead += statements
 
-        asyncpg has no pipeline: it would wait for the answer in between.
-        """
-        connection: Any = self._connection
-        protocol = connection._protocol  # noqa: SLF001 - ours: see authentication.py
-        protocol.send_ahead([(name_of(text), _TAGS[text]) for text in texts])
+    @property
+    def have_ahead(self) -> bool:
+        """Whether there are such."""
+        return bool(self._ahead)
+
+    async def fetch(self, text: str, *arguments: Any) -> list[Row]:
+        """Run a statement and return its rows."""
+        ahead, self._ahead, self.is_refused_ahead = self._ahead, [], False
+        described = await self.described(text)
+        if not ahead:
+            return await described.fetch(*arguments)
+        self._protocol.send_ahead(ahead)
+        try:
+            return await described.fetch(*arguments)
+        finally:
+            self.is_refused_ahead = self._protocol.answers.is_refused
+
+    def told_ahead(self, text: str) -> dict[str, str | None]:
+        """The row of a statement that was sent ahead. Raises InterfaceError if it makes no sense."""
+        row: dict[str, str | None] = self._protocol.answers.row(
+            [attribute.name for attribute in self._descriptions[text].get_attributes()]
+        )
+        return row
 
     def keep(self) -> None:
         """From now on have the server keep them: nobody else uses the connection's session."""
@@ -85,8 +100,13 @@ class Statements:
 
         Asked beforehand what it returns, the server would wait for us under no timeout.
         """
-        connection: Any = self._connection
-        protocol = connection._protocol  # noqa: SLF001 - the driver's own way describes each statement first
-        state = PreparedStatementState("", text, protocol, Row, True)
+        # The driver's own way describes each statement first.
+        state = PreparedStatementState("", text, self._protocol, Row, True)
         state.mark_unprepared()
+        connection: Any = self._connection
         await PreparedStatement(connection, text, state).fetch()
+
+    @property
+    def _protocol(self) -> Any:
+        connection: Any = self._connection
+        return connection._protocol  # noqa: SLF001 - ours: see authentication.py

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from matview_operator.adapters.postgres.commit import PendingCommit
+from matview_operator.adapters.postgres.facts import view_facts
 from matview_operator.adapters.postgres.guard import watch
 from matview_operator.adapters.postgres.ledger import ATTEMPTS
 from matview_operator.adapters.postgres.overtaking import check_sources, note_sources
-from matview_operator.adapters.postgres.session import Session, view_facts
+from matview_operator.adapters.postgres.session import Session
 from matview_operator.adapters.postgres.sql import claim as claim_queries
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql import sources as source_queries
@@ -30,11 +32,44 @@ log = logging.getLogger(__name__)
 
 async def lock(work: Work, session: Session) -> bool:
     """Make the settings and try both locks of the view; False if another session has one of them."""
+    log.debug("trying the locks", extra={"action": "lock_attempt", **work.log_fields()})
+    row = await session.row(_settings_of(work), *_settings(work))
+    assert row is not None  # a select without from has one row
+    return _is_locked(work, row)
+
+
+async def look_up(work: Work, session: Session) -> None:
+    """Find the view, what may be done with it, and what the ledger knows of it."""
+    work.job.stage = Stage.READING
+    await _judge(work, session, await session.row(_lookup_of(work), *_looked_up(work)))
+
+
+async def lock_and_look_up(work: Work, session: Session) -> bool:
+    """Both, as one message where the server keeps the statements; False if another session has one of the locks."""
+    settings, lookup = _settings_of(work), _lookup_of(work)
+    # What finds the locks taken by others is of no use, and does no harm.
+    if work.run.search_path or not session.ask_ahead(settings, *_settings(work), before=lookup):
+        if not await lock(work, session):
+            return False
+        await look_up(work, session)
+        return True
+    log.debug("trying the locks", extra={"action": "lock_attempt", **work.log_fields()})
+    work.job.stage = Stage.READING
+    row = await session.row(lookup, *_looked_up(work))
+    if not _is_locked(work, session.told_ahead(settings)):
+        return False
+    await _judge(work, session, row)
+    return True
+
+
+def _settings_of(work: Work) -> str:
+    return queries.SETTINGS_WITH_SEARCH_PATH_AND_LOCKS if work.run.search_path else queries.SETTINGS_AND_LOCKS
+
+
+def _settings(work: Work) -> tuple[Any, ...]:
     run, keys = work.run, work.run.lock_keys
     shared = run.isolation is Isolation.SHARED
-    log.debug("trying the locks", extra={"action": "lock_attempt", **work.log_fields()})
-    row = await session.row(
-        queries.SETTINGS_WITH_SEARCH_PATH_AND_LOCKS if run.search_path else queries.SETTINGS_AND_LOCKS,
+    return (
         max(1, round(work.job.remaining() * 1000)),
         None if run.lock_timeout_millis is None else str(run.lock_timeout_millis),
         # Off fails closed where the owner is subject to row-level security, instead of losing rows.
@@ -47,39 +82,48 @@ async def lock(work: Work, session: Session) -> bool:
         random.uniform(-1, 1),  # noqa: S311 - no secret depends on it
         *([[*run.search_path]] if run.search_path else ()),
     )
-    assert row is not None  # a select without from has one row
-    if shared and row.leaked_setting:
+
+
+def _is_locked(work: Work, row: Row | Mapping[str, str | None]) -> bool:
+    run = work.run
+    if run.isolation is Isolation.SHARED and row["leaked_setting"]:
         raise Problem(
             RefreshReason.TENANT_SETTING_LEAKED,
             f"The connection arrived with {run.tenant_setting} already set: a pooler hands sessions on unreset, or the "
             "role has a default for it. Set it with SET LOCAL only, or reset it in the pooler.",
         )
-    held = not (row.own_lock and row.global_lock)
-    if held:
-        log.info("lock held by another session", extra={"action": "lock_held", **work.log_fields()})
-    else:
+    is_locked = row["own_lock"] == row["global_lock"] == "true"
+    if is_locked:
         log.info("locks acquired", extra={"action": "lock_acquired", **work.log_fields()})
-    return not held
+    else:
+        log.info("lock held by another session", extra={"action": "lock_held", **work.log_fields()})
+    return is_locked
 
 
-async def look_up(work: Work, session: Session) -> None:
-    """Find the view, what may be done with it, and what the ledger knows of it."""
+def _lookup_of(work: Work) -> str:
+    run = work.run
+    if not work.job.ledger:
+        return LOOKUP
+    return LOOKUP_WITH_LEDGER[run.due_at is not None, run.isolation is Isolation.TENANT]
+
+
+def _looked_up(work: Work) -> tuple[Any, ...]:
     run, job = work.run, work.job
-    job.stage = Stage.READING
-    name = (run.view.schema, run.view.name)
+    arguments: list[Any] = [run.view.schema, run.view.name]
     if job.ledger:
-        is_alone = run.isolation is Isolation.TENANT
-        arguments: list[Any] = [run.policy_uid, run.slot_id, ATTEMPTS]
+        arguments += [run.policy_uid, run.slot_id, ATTEMPTS]
         if run.due_at is not None:
             arguments += [run.lock_token, run.due_at + job.clock_offset]
-        elif is_alone:
+        elif run.isolation is Isolation.TENANT:
             arguments.append(run.lock_token)
-        row = await session.row(LOOKUP_WITH_LEDGER[run.due_at is not None, is_alone], *name, *arguments)
-    else:
-        row = await session.row(LOOKUP, *name)
+    return (*arguments,)
+
+
+async def _judge(work: Work, session: Session, row: Row | None) -> None:
+    run = work.run
     work.found = row
     work.choice = check_view(
-        run.view, view_facts(row), concurrently=run.concurrently, grouped=job.grouped, server=session.facts
+        run.view, view_facts(row), concurrently=run.concurrently, grouped=work.job.grouped, server=session.facts
     )
     await note_sources(work, session)
 
@@ -97,9 +141,13 @@ async def refresh(work: Work, session: Session) -> None:
     run, found, mode = work.run, row_of(work), mode_of(work)
     work.job.stage = Stage.REFRESHING
     work.watch = await watch(session, run.guard, view=run.view, found=found, mode=mode)
-    await session.describe(source_queries.FILES, source_queries.REWRITTEN, _claim_of(work), queries.COMMIT)
-    await session.utility(queries.refresh(queries.QuotedName(found.quoted), mode))
-    if work.watch is not None or work.job.grouped:
+    after = _claim_of(work)
+    await session.describe(source_queries.FILES, source_queries.REWRITTEN, after, queries.COMMIT)
+    statement = queries.refresh(queries.QuotedName(found.quoted), mode)
+    if work.watch is None and not work.job.grouped:
+        await session.refresh(statement, before=after)
+    else:
+        await session.utility(statement)
         # What is wrong for that reason is not the guard's business, nor that of the views that come after.
         await check_sources(work, session)
     if work.watch is not None:

@@ -16,7 +16,15 @@ from matview_operator.adapters.postgres.overtaking import Overtaken, start_over
 from matview_operator.adapters.postgres.pool import Pool
 from matview_operator.adapters.postgres.session import Session, SessionLost
 from matview_operator.adapters.postgres.statements import NOT_KEPT
-from matview_operator.adapters.postgres.steps import analyze, claim, lock, look_up, refresh, would_queue
+from matview_operator.adapters.postgres.steps import (
+    analyze,
+    claim,
+    lock,
+    lock_and_look_up,
+    look_up,
+    refresh,
+    would_queue,
+)
 from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS
 from matview_operator.adapters.postgres.work import Job, Stage, Work, already_done, mode_of, row_of, success
 from matview_operator.api.database import Bookkeeping
@@ -94,7 +102,7 @@ async def work_over(session: Session, job: Job) -> tuple[RefreshResult, ...]:
 
 async def _ledger_lost(job: Job, session: Session, error: asyncpg.PostgresError | Overtaken) -> bool:
     """Whether the ledger was there at the start and is no more, so that the job goes on without."""
-    in_ledger = job.ledger and job.stage in (Stage.READING, Stage.CLAIMING)
+    in_ledger = job.ledger and job.stage in (Stage.READING, Stage.CLAIMING) and not session.is_refused_ahead
     if not in_ledger or isinstance(error, Overtaken) or error.sqlstate not in _LEDGER_GONE:
         return False
     await session.rollback()
@@ -108,16 +116,13 @@ async def _transaction(job: Job, session: Session, *, queue: bool) -> tuple[Refr
     """One try; None when a view was in use, or its slot was settled meanwhile, and the try is to be made again."""
     job.at = None
     await session.begin(at_one_snapshot=job.grouped)
-    for work in group.in_lock_order(job):
-        if not await lock(work, session):
-            problem = await who_holds_the_lock(session, work.run)
-            if job.grouped:
-                problem = Problem(problem.reason, f"{work.run.view}: {problem.message}")
-            await session.rollback()
-            return tuple(each.result(RefreshOutcome.SKIPPED_LOCK_HELD, problem) for each in job.works)
-    for work in job.works:
-        job.at = work
-        await look_up(work, session)
+    blocked = await _lock_and_look_up(job, session)
+    if blocked is not None:
+        problem = await who_holds_the_lock(session, blocked.run)
+        if job.grouped:
+            problem = Problem(problem.reason, f"{blocked.run.view}: {problem.message}")
+        await session.rollback()
+        return tuple(each.result(RefreshOutcome.SKIPPED_LOCK_HELD, problem) for each in job.works)
     done = await _done_before(job, session)
     if done is not None:
         await session.rollback()
@@ -135,6 +140,20 @@ async def _transaction(job: Job, session: Session, *, queue: bool) -> tuple[Refr
         if mode_of(work) is RefreshMode.BLOCKING and work.run.analyze is Analyze.AUTO:
             await analyze(work, session)
     return tuple(success(work) for work in job.works)
+
+
+async def _lock_and_look_up(job: Job, session: Session) -> Work | None:
+    """Return a view that another session has the lock of, if any."""
+    if not job.grouped:
+        (job.at,) = job.works
+        return None if await lock_and_look_up(job.at, session) else job.at
+    for work in group.in_lock_order(job):
+        if not await lock(work, session):
+            return work
+    for work in job.works:
+        job.at = work
+        await look_up(work, session)
+    return None
 
 
 async def _is_anything_in_use(job: Job, session: Session) -> bool:

@@ -86,6 +86,9 @@ ROLLBACK = "rollback"
 RESET = "discard all"
 ASK = "start transaction isolation level read committed read only"
 
+# Command tags, by which a server says that it has done what was sent ahead.
+BEGUN, DISCARDED, ONE_ROW, REFRESHED = "BEGIN", "DISCARD SEQUENCES", "SELECT 1", "REFRESH MATERIALIZED VIEW"
+
 # Before any other statement of a transaction, but for SETTINGS: who owns the database can give every session a
 # search_path by which `=` is an operator of his own, whose function would run as our role. Local, for behind a pooler
 # others get the session.
@@ -121,8 +124,8 @@ select pg_catalog.set_config('statement_timeout', $1::int::pg_catalog.text, true
        pg_catalog.setseed($9),
        """
 _LOCKS = """
-       pg_catalog.pg_try_advisory_xact_lock($6::int, $7::int) as own_lock,
-       pg_catalog.pg_try_advisory_xact_lock($6::int, $8::int) as global_lock
+       pg_catalog.pg_try_advisory_xact_lock($6::int, $7::int)::pg_catalog.text as own_lock,
+       pg_catalog.pg_try_advisory_xact_lock($6::int, $8::int)::pg_catalog.text as global_lock
 """
 
 SETTINGS_AND_LOCKS = _SETTINGS + "pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)," + _LOCKS

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
 from asyncpg import protocol as asyncpg_protocol
 
+from matview_operator.adapters.postgres.wire.ahead import Ahead, Answers
 from matview_operator.adapters.postgres.wire.exchange import Exchange
-from matview_operator.adapters.postgres.wire.frames import HEADER_BYTES, Frames, frame
+from matview_operator.adapters.postgres.wire.frames import HEADER_BYTES, Frames
 from matview_operator.adapters.postgres.wire.tls import tls_problem, tls_unanswered
 from matview_operator.domain.errors import Problem
 
 _AUTHENTICATION = ord("R")
 _READY = ord("Z")
-_ERROR = ord("E")
-_BIND, _EXECUTE, _BOUND, _DONE = b"BE2C"
 _REQUEST_BYTES = 9
 """Of an authentication message up to the number that says what it asks for."""
 _GREETING_BYTES = 65_536
@@ -73,8 +72,8 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         self._greeted = 0
         self._exchange = Exchange()
         self._frames = Frames()
-        self._awaited = b""
-        """What is left of the answer to what was sent ahead."""
+        self.answers = Answers()
+        """To what was sent ahead."""
         self._refused: Exception | None = None
         self._wire: _Wire
         self._tls: ssl.SSLObject | None = None
@@ -120,33 +119,20 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
                 self._connected_future.set_exception(self._refused)
         super().connection_lost(self._refused or exc)
 
-    def send_ahead(self, statements: Iterable[tuple[str, str]]) -> None:
-        """Send statements that the server keeps under these names together with the next one.
+    def send_ahead(self, statements: Sequence[Ahead]) -> None:
+        """Send these together with the next statement; until that, nothing may be awaited.
 
-        asyncpg, which would wait for each answer, does not see them. If one is an error, the server skips all that
-        comes after it, and to asyncpg it is the error of the next statement. If it is anything else but the tag that is
-        given with the name, the connection is dropped. Before all were sent, nothing may be awaited.
+        asyncpg does not see them. The error of one is to it the error of the next. What else the server says to them
+        than it should ends the connection.
         """
-        for name, tag in statements:
-            self._wire.ahead += _execution(name)
-            self._awaited += frame(_BOUND, b"") + frame(_DONE, tag.encode() + b"\0")
+        self._wire.ahead = b"".join(statement.request for statement in statements)
+        self.answers.expect(statements)
 
     def _hand_on(self, data: bytes) -> None:
-        if self._awaited:
-            agreed = next(
-                (at for at, (awaited, said) in enumerate(zip(self._awaited, data, strict=False)) if awaited != said),
-                min(len(self._awaited), len(data)),
-            )
-            self._awaited, data = self._awaited[agreed:], data[agreed:]
-            if data and self._awaited:
-                if data[0] != _ERROR:
-                    self._refuse(asyncpg.InterfaceError("the server did not do what it was asked to"))
-                    return
-                self._awaited = b""
         try:
-            admitted = self._frames.admit(data)
-        except Problem as problem:
-            self._refuse(problem)
+            admitted = self.answers.take(self._frames.admit(data))
+        except (Problem, asyncpg.InterfaceError) as refusal:
+            self._refuse(refusal)
         else:
             if admitted:
                 super().data_received(admitted)
@@ -163,13 +149,6 @@ class _GuardedProtocol(_Unguarded):  # type: ignore[misc]
         if not self._connected_future.done():
             self._connected_future.set_exception(why)
         self._wire.abort()
-
-
-def _execution(name: str) -> bytes:
-    """Bind to the unnamed portal without parameters, Execute. The Sync is the next statement's: if this fails, the
-    server skips that.
-    """
-    return frame(_BIND, b"\0" + name.encode() + b"\0" + bytes(6)) + frame(_EXECUTE, bytes(5))
 
 
 def _keep_alive(sock: socket.socket | None) -> None:
