@@ -36,6 +36,7 @@ class Statements:
     def __init__(self, connection: asyncpg.Connection[Row]) -> None:
         self._connection = connection
         self._descriptions: dict[str, PreparedStatement[Row]] = {}
+        self._columns: dict[str, list[str]] = {}
         self._forgotten: list[PreparedStatement[Row]] = []
         """The driver would close what nobody refers to, with a message of its own for each."""
         self._ahead: list[Ahead] = []
@@ -79,9 +80,9 @@ class Statements:
 
     def told_ahead(self, text: str) -> dict[str, str | None]:
         """The row of a statement that was sent ahead. Raises InterfaceError if it makes no sense."""
-        row: dict[str, str | None] = self._protocol.answers.row(
-            [attribute.name for attribute in self._descriptions[text].get_attributes()]
-        )
+        if text not in self._columns:
+            self._columns[text] = [attribute.name for attribute in self._descriptions[text].get_attributes()]
+        row: dict[str, str | None] = self._protocol.answers.row(self._columns[text])
         return row
 
     def keep(self) -> None:
