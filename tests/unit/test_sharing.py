@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ def test_a_public_view_and_one_of_the_same_name_in_another_schema_are_two() -> N
     elsewhere = policy("two", **tenant("b"))
     assert elsewhere.spec is not None
     other = elsewhere.spec.views[0].model_copy(update={"schema_name": "reports"})
-    elsewhere.spec = elsewhere.spec.model_copy(update={"views": (other,)})
+    elsewhere = replace(elsewhere, spec=elsewhere.spec.model_copy(update={"views": (other,)}))
     assert problems(policy("one", **tenant("a")), elsewhere) == [None, None]
 
 

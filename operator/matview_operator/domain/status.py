@@ -52,9 +52,9 @@ class Standing:
     """The request that waits for a window, and when that opens."""
 
 
-def views_of(spec: MatviewRefreshPolicySpec) -> list[ViewName]:
+def views_of(spec: MatviewRefreshPolicySpec) -> tuple[ViewName, ...]:
     """The policy's views, in its order."""
-    return [ViewName(view.schema_name, view.name) for view in spec.views]
+    return tuple([ViewName(view.schema_name, view.name) for view in spec.views])
 
 
 def after_slot(

@@ -15,7 +15,6 @@ from matview_operator.domain.status import (
     fresh_after,
     fresh_after_missed,
     fresh_until_retry,
-    views_of,
     with_conditions,
 )
 from matview_operator.engine.holds import Holds
@@ -90,9 +89,9 @@ class Chronicle:
                 missed += 1
                 self._metrics.slots_missed(policy.key, 1)
         status = after_missed(policy.status, count=missed) if missed else policy.status
-        spec = policy.spec or begun_as.spec
-        assert spec is not None  # else it would not have begun
-        status = for_views(after_slot(status, report, history_limit=spec.history_limit), views_of(spec))
+        known = begun_as if policy.spec is None else policy
+        assert known.spec is not None  # else it would not have begun
+        status = for_views(after_slot(status, report, history_limit=known.spec.history_limit), known.views)
         self._retime(policy, status)
         self._publish(policy, status, fresh=fresh_after(report))
         recovered = report.fresh and policy.problem is not None

@@ -92,7 +92,10 @@ class Order:
         return managed(spec)
 
     def _of(self, database: Key) -> _Known:
-        return self._known.setdefault(database, _Known())
+        known = self._known.get(database)
+        if known is None:
+            known = self._known[database] = _Known()
+        return known
 
 
 def _told(order: Precedence[Key]) -> dict[Key, tuple[str, str]]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from matview_operator.api.policy import Consistency
 from matview_operator.domain.result import RefreshResult, was_begun
 from matview_operator.domain.slot import Slot, is_fresh
-from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy, Registry
@@ -59,7 +58,7 @@ class Pace:
         """
         if policy.spec is None or policy.database_key is None:
             return None
-        begun = [self._last(policy, policy.database_key, view) for view in views_of(policy.spec)]
+        begun = [self._last(policy, policy.database_key, view) for view in policy.views]
         if policy.spec.consistency is Consistency.GROUP:
             ledger = ledger and len({each and each.started_at for each in begun}) == 1
         counted = [

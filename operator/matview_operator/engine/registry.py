@@ -52,19 +52,23 @@ class Policy:
     """Slots at or before this instant are none of ours any more: taken up, missed, or before the policy was so."""
     uid: uuid.UUID = field(init=False)
     """By which the ledger knows the policy."""
+    views: tuple[ViewName, ...] = field(init=False)
+    """Those that it names, in its order; none while the spec is invalid."""
+    database_key: Key | None = field(init=False)
+    """The MatviewDatabase it names, of the same namespace always; None while the spec is invalid."""
+    _timetable: Timetable | None = field(init=False)
 
     def __post_init__(self) -> None:
+        # Worked out once: each slot asks for them dozens of times.
         self.uid = uuid.UUID(self.ref.uid)
+        self.views = () if self.spec is None else views_of(self.spec)
+        self.database_key = None if self.spec is None else Key(self.ref.key.namespace, self.spec.database_ref.name)
+        self._timetable = None if self.spec is None else _timetable(self.spec, self.uid)
 
     @property
     def key(self) -> Key:
         """Namespace and name."""
         return self.ref.key
-
-    @property
-    def database_key(self) -> Key | None:
-        """The MatviewDatabase it names, of the same namespace always."""
-        return None if self.spec is None else Key(self.ref.key.namespace, self.spec.database_ref.name)
 
     @property
     def timetable(self) -> Timetable | StalenessTarget | None:
@@ -73,14 +77,9 @@ class Policy:
 
     def timetable_by(self, status: MatviewRefreshPolicyStatus) -> Timetable | StalenessTarget | None:
         """Its slots when this is its status, from which those of a target follow."""
-        if self.spec is None:
-            return None
-        if self.spec.schedule.max_staleness_seconds is not None:
+        if self.spec is not None and self.spec.schedule.max_staleness_seconds is not None:
             return staleness_target(self.spec.schedule.max_staleness_seconds, spec=self.spec, status=status)
-        jitter = self.spec.jitter_seconds
-        return Timetable(
-            schedule=self.spec.schedule, jitter_seconds=jitter, delay=delay(self.uid, jitter_seconds=jitter)
-        )
+        return self._timetable
 
     @property
     def lock_token(self) -> TenantToken:
@@ -232,7 +231,15 @@ class Registry:
         self.revisions[database] = self._changes
 
 
+def _timetable(spec: MatviewRefreshPolicySpec, uid: uuid.UUID) -> Timetable | None:
+    """Its slots if no status has a say in them."""
+    if spec.schedule.max_staleness_seconds is not None:
+        return None
+    jitter = spec.jitter_seconds
+    return Timetable(schedule=spec.schedule, jitter_seconds=jitter, delay=delay(uid, jitter_seconds=jitter))
+
+
 def _places(policy: Policy) -> Iterator[tuple[Key, ViewName]]:
-    if policy.spec is not None and policy.database_key is not None:
-        for view in views_of(policy.spec):
+    if policy.database_key is not None:
+        for view in policy.views:
             yield policy.database_key, view

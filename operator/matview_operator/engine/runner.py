@@ -17,7 +17,6 @@ from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.domain.slot import Slot, SlotReport, is_stopped
-from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.attempts import Attempts
 from matview_operator.engine.budget import Budget, NoPlace
@@ -136,7 +135,7 @@ class SlotRunner:
             correlation_id=slot.correlation_id(policy.uid),
             started_at=attempts.began_at or ended[0].started_at,
             ended_at=now,
-            results=tuple(zip(views_of(spec), ended, strict=True)),
+            results=tuple(zip(policy.views, ended, strict=True)),
             cut_short=cut_short,
         )
 

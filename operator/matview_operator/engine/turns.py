@@ -18,7 +18,6 @@ from matview_operator.domain.errors import MatviewError
 from matview_operator.domain.result import FAILURES, RefreshResult
 from matview_operator.domain.run import SlotId
 from matview_operator.domain.slot import Slot, is_fresh, is_stopped
-from matview_operator.domain.status import views_of
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.lines import Blame, Due, Failure, Gathering, Line, Part, Step, Walk
 from matview_operator.engine.order import Order
@@ -96,15 +95,15 @@ class Turns:
     def follows(self, key: Key) -> bool:
         """Whether a view of the policy comes after another one."""
         policy = self._registry.policies.get(key)
-        if policy is None or policy.spec is None or policy.database_key is None:
+        if policy is None or policy.database_key is None:
             return False
         reads = self.order.precedence(policy.database_key).reads
-        return bool(reads) and any(view in reads for view in views_of(policy.spec))
+        return bool(reads) and any(view in reads for view in policy.views)
 
     def taken(self, key: Key, slot: Slot) -> None:
         """A slot or request is due; `over` ends it, once for each time."""
         policy = self._registry.policies.get(key)
-        if policy is None or policy.spec is None or policy.database_key is None:
+        if policy is None or policy.database_key is None:
             return
         work = self._works.get((key, slot.id))
         if work is None:
@@ -137,12 +136,12 @@ class Turns:
 
     def leave(self, work: Work) -> None:
         """Take what is left of it out of the lines."""
-        for view in views_of(work.policy.spec) if work.policy.spec is not None else ():
+        for view in work.policy.views:
             self._close(work, view)
 
     def rest(self, work: Work) -> None:
         """Have it wait in its lines as if it had never been begun."""
-        for view in views_of(work.policy.spec) if work.policy.spec is not None else ():
+        for view in work.policy.views:
             for part in self._parts(work, (view,)):
                 part.waits, part.asked = True, None
 
@@ -195,16 +194,18 @@ class Turns:
 
     def _change(self, work: Work, policy: Policy) -> None:
         """Whoever waits for views that it still has goes on waiting."""
-        kept = views_of(policy.spec) if policy.spec is not None and policy.database_key == work.database else ()
-        for view in views_of(work.policy.spec) if work.policy.spec is not None else ():
+        kept = policy.views if policy.database_key == work.database else ()
+        for view in work.policy.views:
             if view not in kept:
                 self._close(work, view)
 
     def _enter(self, work: Work) -> None:
         if len(self._lines) > 2 * self._registry.view_count + _STALE_LINES:
             self._lines = {place: line for place, line in self._lines.items() if line.parts}
-        for view in views_of(work.policy.spec) if work.policy.spec is not None else ():
-            line = self._lines.setdefault((work.database, view), Line())
+        for view in work.policy.views:
+            line = self._lines.get((work.database, view))
+            if line is None:
+                line = self._lines[work.database, view] = Line()
             if work not in line.parts:
                 line.parts[work] = Part()
                 line.arrivals += 1
