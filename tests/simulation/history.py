@@ -17,6 +17,7 @@ from tests.simulation.seen import DATABASE, POLICY
 from tests.simulation.server import Server
 from tests.simulation.verdict import Verdict
 
+from matview_operator.domain.shard import Shard
 from matview_operator.engine.ports import Key
 
 _LOOK_SECONDS = 60.0
@@ -48,8 +49,12 @@ class History:
         }  # fmt: skip
         # Two stand by for each other; one, for itself.
         self._lease = SharedLease(self.cluster) if draw.random() < 0.3 else None
+        count = 2 if self._lease is None and draw.random() < 0.2 else 1
+        self._shards = [Shard(index=index, count=count) for index in range(count)]
         self._started = 0
-        self.processes += [self._new_process() for _ in range(1 if self._lease is None else 2)]
+        self.processes += [
+            self._new_process(shard) for shard in self._shards for _ in range(1 if self._lease is None else 2)
+        ]
         self._policies = [f"p{number}" for number in range(draw.choice((2, 2, 3, 3, 4, 5)))]
         self._databases = [f"db{number}" for number in range(draw.randrange(1, 3))]
         self._namespaces = NAMESPACES[: draw.choice((1, 1, 2))]
@@ -86,13 +91,17 @@ class History:
         self._heal()
         await asyncio.sleep(_QUIET_SECONDS)
         self._look()
-        leaders = [process for process in self.processes if process.alive and process.leads()]
-        if len(leaders) != 1:
-            self.ground.violate(f"{len(leaders)} processes lead")
-        for process in leaders:
-            Verdict(self.ground, cluster=self.cluster, process=process, accounts=self.accounts).pronounce()
+        self._judge_end()
 
-    def _new_process(self) -> Process:
+    def _judge_end(self) -> None:
+        for shard in self._shards:
+            leaders = [each for each in self.processes if each.alive and each.leads() and each.shard == shard]
+            if len(leaders) != 1:
+                self.ground.violate(f"{len(leaders)} processes lead {shard}")
+            for process in leaders:
+                Verdict(self.ground, cluster=self.cluster, process=process, accounts=self.accounts).pronounce()
+
+    def _new_process(self, shard: Shard) -> Process:
         self._started += 1
         return Process(
             self._started,
@@ -102,6 +111,7 @@ class History:
             observer=self.judge,
             places=self._places,
             lease=self._lease,
+            shard=shard,
             lost=self._restart_later,
         )
 
@@ -223,7 +233,7 @@ class History:
     def _restart(self) -> None:
         for index, process in enumerate(self.processes):
             if not process.alive:
-                self.processes[index] = self._new_process()
+                self.processes[index] = self._new_process(process.shard)
                 self.processes[index].start()
 
     def _pause(self) -> None:
@@ -268,8 +278,7 @@ class History:
         server.heal()
 
     def _take_lock(self) -> None:
-        server = self._random.choice([*self.servers.values()])
-        view = self._random.choice(("a", "b", "c"))
+        server, view = self._random.choice([*self.servers.values()]), self._random.choice(("a", "b", "c"))
         if view not in server.locks:
             self.ground.tell(f"a rival refreshes {view} on {server.host}")
             server.locks[view] = "a rival"
@@ -284,8 +293,7 @@ class History:
 
     def _touch(self) -> None:
         """Somebody else changes an object: a status on its way meets a conflict."""
-        policies = [body for (kind, _), body in self.cluster.api.objects.items() if kind == POLICY]
-        for body in policies:
+        for body in [body for (kind, _), body in self.cluster.api.objects.items() if kind == POLICY]:
             meta = body["metadata"]
             annotations = meta.get("annotations", {}) | {"touched": str(self.ground.now)}
             key = place(meta["namespace"], meta["name"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tests.simulation.accounts import Accounts
 from tests.simulation.begins import begins_its_slot, check_budget, check_order, check_pace, check_policy
@@ -107,7 +107,7 @@ class Judge:
             ("timers", len(agenda.timers._due), len(uids)),
             ("statuses", supervisor.reporter.pending, len(known)),
             ("versions", len(registry.resource_versions), len(known)),
-            ("queues", len(supervisor.budget._queues), len({*registry.databases} | _named(registry.policies.values()))),
+            ("queues", len(supervisor.budget._queues), len({*registry.databases} | _named(process))),
             ("failed slots", len(agenda._recoveries._failed), len(uids)),
             ("unwell policies", len(agenda._recoveries._unwell), len(uids)),
             ("questions", len(supervisor.preflights._asked), len(known)),
@@ -133,7 +133,7 @@ class Judge:
         """One process leads, and works on one slot of a policy at once."""
         ground, run = self._ground, call.runs[0]
         for other in self._processes:
-            if other is not process and other.alive and other.leads():
+            if other is not process and other.shard == process.shard and other.alive and other.leads():
                 ground.violate(f"{process} begins a refresh while {other} leads")
         for theirs in (other.runs for other in process.sessions.calls):
             if theirs[0].policy_uid != run.policy_uid:
@@ -166,5 +166,8 @@ class Judge:
         return len(strangers) + sum(at > self._ground.now - TO_ACT_SECONDS for at in process.news_at.values())
 
 
-def _named(policies: Iterable[Policy]) -> set[Key]:
-    return {policy.database_key for policy in policies if policy.database_key is not None}
+def _named(process: Process) -> set[Key]:
+    """The databases that policies name, and those where runs go on that were begun when they did."""
+    policies = process.supervisor.registry.policies.values()
+    named = {policy.database_key for policy in policies if policy.database_key is not None}
+    return named | {Key(*call.owner.split("/")) for call in process.sessions.calls}

@@ -22,6 +22,7 @@ from matview_operator.domain.destination import Destinations
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.lease import LeaseTiming
 from matview_operator.domain.result import RefreshResult
+from matview_operator.domain.shard import Shard
 from matview_operator.engine.fence import FencedExecutor, FencedWriter
 from matview_operator.engine.intake import Intake
 from matview_operator.engine.leadership import Leadership, LeaseStore
@@ -88,6 +89,7 @@ class Process:
         observer: Observer,
         places: int,
         lease: LeaseStore | None,
+        shard: Shard,
         lost: Callable[[], None],
     ) -> None:
         """`lease`: None for one that stands alone. `lost` is told when it ends because another may lead."""
@@ -97,6 +99,7 @@ class Process:
         self.context = context_of(self.life)
         self.observer = observer
         self.places = places
+        self.shard = shard
         self.counts = Counts(self)
         self.started_at = ground.now
         self.loaded_at: float | None = None
@@ -138,7 +141,7 @@ class Process:
             ledger_keep_days=30,
             random=Random(ground.random.random()),  # noqa: S311 - jitter
         )
-        self.intake = Intake(supervisor=self.supervisor, clock=ground.clock)
+        self.intake = Intake(supervisor=self.supervisor, clock=ground.clock, shard=shard)
 
     def __str__(self) -> str:
         return f"process {self.life.number}"
@@ -151,6 +154,13 @@ class Process:
     def leads(self) -> bool:
         """Whether no other process may work now."""
         return self.leadership is None or self.leadership.holds()
+
+    def owns(self, body: Body) -> bool:
+        """Whether this object is its shard's."""
+        meta = body["metadata"]
+        is_policy = body["kind"] == "MatviewRefreshPolicy"
+        database = body["spec"]["databaseRef"]["name"] if is_policy else meta["name"]
+        return self.shard.owns(namespace=meta["namespace"], database=database)
 
     def start(self) -> None:
         """Exec."""

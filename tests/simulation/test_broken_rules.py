@@ -12,6 +12,7 @@ import pytest
 from tests.simulation.simulation import simulate, watched
 
 from matview_operator.api.database import MatviewDatabaseSpec
+from matview_operator.domain.shard import Shard
 from matview_operator.engine import targets
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.attempts import Attempts
@@ -245,6 +246,19 @@ def targets_of_staleness_without_a_timer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Chronicle, "_retime", lambda *_: None)
 
 
+def shards_that_take_all(patch: pytest.MonkeyPatch) -> None:
+    begin = Intake.__init__
+
+    def greedy(self: Intake, **ports: Any) -> None:
+        begin(self, **ports | {"shard": Shard()})
+
+    patch.setattr(Intake, "__init__", greedy)
+
+
+def deletions_that_a_broken_watch_loses(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Intake, "prune", lambda *_, **__: None)
+
+
 BREAKS: dict[Break, str] = {
     no_limit_per_database: "views of .* at once, not",
     places_that_are_not_handed_on: "does not begin|lets .* wait|was due at",
@@ -272,6 +286,8 @@ BREAKS: dict[Break, str] = {
     no_limit_in_all: "at once, not",
     targets_of_staleness_without_a_timer: "does not begin the slot",
     runs_that_a_shutdown_leaves_behind: "left .* runs on their servers",
+    shards_that_take_all: "the operator knows",
+    deletions_that_a_broken_watch_loses: "the operator knows",
 }
 
 

@@ -15,6 +15,7 @@ from matview_operator.api.model import REQUESTED_AT
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.domain.conditions import WINDOW_CLOSED
 from matview_operator.domain.result import was_begun
+from matview_operator.domain.run import request_id
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.slot import is_fresh
 from matview_operator.engine.ports import Key
@@ -32,7 +33,7 @@ class Verdict:
 
     def __init__(self, ground: Ground, *, cluster: Cluster, process: Process, accounts: Accounts) -> None:
         self._ground = ground
-        self._objects = cluster.api.objects
+        self._objects = {place: body for place, body in cluster.api.objects.items() if process.owns(body)}
         self._process = process
         self._registry = process.supervisor.registry
         self._accounts = accounts
@@ -82,7 +83,7 @@ class Verdict:
                 self._ground.violate(f"the status of {kind} {key} is not what the operator holds")
 
     def _check_request(self, policy: Policy) -> None:
-        """The newest token is answered, but on a database that is suspended, or whose window has opened just now."""
+        """The newest token is answered or being refreshed for, but where a window has opened just now."""
         token = self._objects[POLICY, policy.key]["metadata"].get("annotations", {}).get(REQUESTED_AT)
         if token is None or policy.status.last_handled_request == token:
             return
@@ -90,7 +91,9 @@ class Verdict:
         is_at_work = policy.key in self._process.supervisor.agenda.dispatcher._lanes
         if is_at_work and database is not None and database.spec is not None and database.spec.windows:
             return
-        self._ground.violate(f"{policy.key} does not answer {token}")
+        work = policy.uid, request_id(token)
+        if not any((run.policy_uid, run.slot_id) == work for call in self._process.sessions.calls for run in call.runs):
+            self._ground.violate(f"{policy.key} does not answer {token}")
 
     def _check_books(self, key: Key, policy: Policy, timetable: Timetable, book: Book) -> None:
         """Each slot is run, covered or counted as missed, in the status and in the metric."""

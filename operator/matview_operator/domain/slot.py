@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
@@ -36,11 +36,12 @@ class Slot:
     deadline: datetime
     """Not started later than this; a held lock is tried again until then."""
     request: str | None = None
+    id: SlotId = field(init=False, compare=False)
+    """The name of this work in the ledger."""
 
-    @property
-    def id(self) -> SlotId:
-        """The name of this work in the ledger."""
-        return slot_id(self.due_at) if self.request is None else request_id(self.request)
+    def __post_init__(self) -> None:
+        name = slot_id(self.due_at) if self.request is None else request_id(self.request)
+        object.__setattr__(self, "id", name)  # it is frozen, and a dozen times asked for
 
     def correlation_id(self, policy_uid: uuid.UUID) -> str:
         """One per slot and the same after a restart; a request's is its token."""

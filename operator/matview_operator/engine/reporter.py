@@ -66,6 +66,8 @@ class Reporter:
         self._pending: dict[ObjectRef, _Document] = {}
         self._writing: set[ObjectRef] = set()
         self._changed = asyncio.Event()
+        self._is_looking = False
+        """Whether a writer looks, now and then, for what may not wait any more."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -159,10 +161,15 @@ class Reporter:
         if not self._pending and not self._writing:
             self._idle.set()
         self._changed.clear()
-        if self._pending.keys() - self._writing:
-            await asyncio.sleep(_LOOKED_EVERY_SECONDS)
-        else:
+        if self._is_looking or not self._pending.keys() - self._writing:
             await self._changed.wait()
+            return
+        self._is_looking = True  # one is enough to look at thousands that may wait
+        try:
+            await asyncio.sleep(_LOOKED_EVERY_SECONDS)
+        finally:
+            self._is_looking = False
+            self._changed.set()
 
     async def _write(self, ref: ObjectRef, document: _Document) -> None:
         status = document.status
