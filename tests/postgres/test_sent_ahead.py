@@ -13,12 +13,14 @@ from tests.proxy import Proxy
 from tests.refreshes import TENANT, GatedView, ended, failure, ledger_rows, public, settled
 
 from matview_operator import RefreshOutcome
+from matview_operator.adapters.postgres.session import Session
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql.claim import RECHECK_AND_CLAIM
 from matview_operator.adapters.postgres.sql.lookup import LOOKUP_WITH_LEDGER
 from matview_operator.adapters.postgres.statements import name_of
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.view import Concurrently
+from matview_operator.domain.connection import parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,6 +114,17 @@ async def test_what_the_server_does_not_keep_yet_is_read_by_it_after_begin_only(
         await runs.backend(due_at=datetime.now(UTC))
         parse = name_of(LOOKUP_WITH_LEDGER[True, False]).encode() + b"\0\nselect c.oid"
         assert way.asked.index(name_of(queries.SETTINGS_AND_LOCKS).encode()) < way.asked.index(parse)
+
+
+async def test_begin_does_not_come_after_what_the_server_has_to_read_first(database: Database) -> None:
+    # To read a statement takes a snapshot, after which BEGIN may not ask for another isolation.
+    session = await Session.open(parse_url(database.url()))
+    for statement in (queries.PATH, queries.IDENTITY):
+        await session.begin(at_one_snapshot=True, before=statement)
+        await session.rows(statement)
+        assert session.in_transaction
+        await session.rollback()
+    await session.close()
 
 
 async def test_what_refresh_says_is_its_own_though_the_claim_is_sent_with_it(database: Database) -> None:

@@ -63,7 +63,8 @@ def check_views(seen: Seen, policy: Policy) -> None:
     most = min(database.spec.limits.max_concurrent_refreshes, (process.places + 1) // 2)
     is_full = len(on_it) >= most or len(calls) >= process.places
     last = max(seen.starts.get(owner, [NEVER])[-1], seen.ended.get(owner, NEVER))
-    changed = max(seen.heard_of(kind, key) for kind, key in ((POLICY, policy.key), (DATABASE, place)))
+    # Of any policy there: one that is gone may have said what the view reads.
+    changed = max(at for (_, key), at in process.news_at.items() if key.namespace == place.namespace)
     may_not = registry.sharing_problem(policy) or process.supervisor.order.problem(policy)
     if not own or is_full or last > long_ago or max(changed, ground.jumped_at) > due or may_not is not None:
         return

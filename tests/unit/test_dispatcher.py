@@ -89,6 +89,19 @@ async def test_one_slot_of_a_policy_is_in_flight_and_the_newest_waiting_one_is_k
     assert worked.late == []
 
 
+async def test_a_slot_that_comes_back_takes_no_newer_ones_place() -> None:
+    worked = Worked()
+    worked.slot(0)
+    for seconds in (2, 4):
+        await until(seconds)
+        worked.slot(seconds)
+    worked.slot(3)
+    assert worked.superseded == [(A, "12:00:02"), (A, "12:00:03")]
+    assert worked.due == [(A, "12:00:00"), (A, "12:00:04")]
+    await until(60)
+    assert worked.began == [(0, A, "12:00:00"), (10, A, "12:00:04")]
+
+
 async def test_a_request_goes_before_the_waiting_slot_and_supersedes_an_older_request() -> None:
     worked = Worked()
     worked.slot(0)

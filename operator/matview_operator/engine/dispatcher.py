@@ -76,6 +76,10 @@ class Dispatcher:
         if slot.request is not None:
             self._drop(key, lane.request)
             lane.request = slot
+        elif lane.slot is not None and lane.slot.due_at > slot.due_at:
+            # One that was begun in vain comes back: it is the newer one that waits.
+            self._superseded(key, slot)
+            self._drop(key, slot)
         else:
             if lane.slot is not None:
                 self._superseded(key, lane.slot)

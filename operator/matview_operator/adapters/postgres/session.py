@@ -218,10 +218,12 @@ class Session:
         """
         return await self._connection.prepare(statement)
 
-    async def begin(self, *, at_one_snapshot: bool = False) -> None:
+    async def begin(self, *, at_one_snapshot: bool = False, before: str | None = None) -> None:
         """Start a job's one transaction; READ COMMITTED, so that each statement sees what was committed before it.
 
-        The first statement is to make the search path safe, as PATH and the settings do. BEGIN may be sent with it.
+        The first statement is to make the search path safe, as PATH and the settings do. BEGIN is sent with it if it is
+        `before` and the server keeps both. Else the driver would describe that first, without ending what the server
+        takes for a transaction with a snapshot.
         What a view's query has left of sequences in the session is discarded, if that is ours alone.
         `at_one_snapshot`: REPEATABLE READ, so that all of them see what was committed before the first.
         """
@@ -229,7 +231,7 @@ class Session:
         texts = {begin: queries.BEGUN}
         if self._may_know_sequences and self.is_direct:
             texts[DISCARD_SEQUENCES] = queries.DISCARDED
-        if self._statements.keep_all(*texts):
+        if before is not None and self._statements.keep_all(*texts, before):
             self._statements.put_ahead(*(kept(name_of(text), tag) for text, tag in texts.items()))
         else:
             for text in texts:

@@ -26,6 +26,7 @@ from matview_operator.api.policy import Isolation
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.lock_keys import GLOBAL_KEY
 from matview_operator.domain.preflight import check_view, replaced_problem
+from matview_operator.domain.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 async def lock(work: Work, session: Session) -> bool:
     """Make the settings and try both locks of the view; False if another session has one of them."""
     log.debug("trying the locks", extra={"action": "lock_attempt", **work.log_fields()})
-    row = await session.row(_settings_of(work), *_settings(work))
+    row = await session.row(settings_of(work.run), *_settings(work))
     assert row is not None  # a select without from has one row
     return _is_locked(work, row)
 
@@ -46,7 +47,7 @@ async def look_up(work: Work, session: Session) -> None:
 
 async def lock_and_look_up(work: Work, session: Session) -> bool:
     """Both, as one message where the server keeps the statements; False if another session has one of the locks."""
-    settings, lookup = _settings_of(work), _lookup_of(work)
+    settings, lookup = settings_of(work.run), _lookup_of(work)
     # What finds the locks taken by others is of no use, and does no harm.
     if work.run.search_path or not session.ask_ahead(settings, *_settings(work), before=lookup):
         if not await lock(work, session):
@@ -62,8 +63,9 @@ async def lock_and_look_up(work: Work, session: Session) -> bool:
     return True
 
 
-def _settings_of(work: Work) -> str:
-    return queries.SETTINGS_WITH_SEARCH_PATH_AND_LOCKS if work.run.search_path else queries.SETTINGS_AND_LOCKS
+def settings_of(run: Run) -> str:
+    """The first statement of the run's transaction."""
+    return queries.SETTINGS_WITH_SEARCH_PATH_AND_LOCKS if run.search_path else queries.SETTINGS_AND_LOCKS
 
 
 def _settings(work: Work) -> tuple[Any, ...]:
@@ -224,7 +226,7 @@ def _claim_of(work: Work) -> str:
 async def analyze(work: Work, session: Session) -> None:
     """Plan with the new rows' statistics; in a transaction of its own, and never the run's failure."""
     try:
-        await session.begin()
+        await session.begin(before=queries.PATH)
         await session.rows(queries.PATH)
         timeout = str(max(1, round(work.job.remaining() * 1000)))
         target = await session.row(queries.ANALYZE_TARGET, row_of(work).oid, timeout)

@@ -23,6 +23,7 @@ from matview_operator.adapters.postgres.steps import (
     lock_and_look_up,
     look_up,
     refresh,
+    settings_of,
     would_queue,
 )
 from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS
@@ -115,7 +116,7 @@ async def _ledger_lost(job: Job, session: Session, error: asyncpg.PostgresError 
 async def _transaction(job: Job, session: Session, *, queue: bool) -> tuple[RefreshResult, ...] | None:
     """One try; None when a view was in use, or its slot was settled meanwhile, and the try is to be made again."""
     job.at = None
-    await session.begin(at_one_snapshot=job.grouped)
+    await session.begin(at_one_snapshot=job.grouped, before=settings_of(job.run))
     blocked = await _lock_and_look_up(job, session)
     if blocked is not None:
         problem = await who_holds_the_lock(session, blocked.run)
