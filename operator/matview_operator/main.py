@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 
 _EVENT_SECONDS = 3.0
 _GC_THRESHOLDS = (5000, 20, 10)
-"""A twentieth of a run's CPU time goes to the collector by the default ones, a fortieth by these."""
+"""By the default ones a twentieth of our time goes to the collector while a thousand views are due; these save 3 % of
+our CPU time."""
 
 
 def run_operator(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,18 +36,18 @@ class Order:
 
     def __init__(self, *, registry: Registry) -> None:
         self._registry = registry
-        self._known: dict[Key, _Known] = {}
+        self._known: defaultdict[Key, _Known] = defaultdict(_Known)
 
     def learn(self, database: Key, reads: Mapping[ViewName, Collection[ViewName]] | None) -> None:
         """Take what a look at a database found of its managed views; None if the look failed."""
-        known = self._of(database)
+        known = self._known[database]
         if reads is not None and reads != known.reads:
             known.reads, known.revision = reads, None
         known.looked.set()
 
     def precedence(self, database: Key) -> Precedence[Key]:
         """The order of a database's views; the same object until it is another order."""
-        known = self._of(database)
+        known = self._known[database]
         revision = self._registry.revisions.get(database, 0)
         if known.revision != revision:
             found = precedence(self._concerned(database, known.reads), catalogue=known.reads)
@@ -73,7 +74,7 @@ class Order:
 
     async def looked(self, database: Key) -> None:
         """Wait for the first look at a database; not for long, and not where one view alone is managed."""
-        known = self._of(database)
+        known = self._known[database]
         if not known.looked.is_set() and len(self._registry.views.get(database, ())) > 1:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_SECONDS):
@@ -90,12 +91,6 @@ class Order:
         spec = self._registry.policies[key].spec
         assert spec is not None  # it names a view
         return managed(spec)
-
-    def _of(self, database: Key) -> _Known:
-        known = self._known.get(database)
-        if known is None:
-            known = self._known[database] = _Known()
-        return known
 
 
 def _told(order: Precedence[Key]) -> dict[Key, tuple[str, str]]:

@@ -63,7 +63,7 @@ class Policy:
         self.uid = uuid.UUID(self.ref.uid)
         self.views = () if self.spec is None else views_of(self.spec)
         self.database_key = None if self.spec is None else Key(self.ref.key.namespace, self.spec.database_ref.name)
-        self._timetable = None if self.spec is None else _timetable(self.spec, self.uid)
+        self._timetable = None if self.spec is None else _fixed_timetable(self.spec, self.uid)
 
     @property
     def key(self) -> Key:
@@ -231,7 +231,7 @@ class Registry:
         self.revisions[database] = self._changes
 
 
-def _timetable(spec: MatviewRefreshPolicySpec, uid: uuid.UUID) -> Timetable | None:
+def _fixed_timetable(spec: MatviewRefreshPolicySpec, uid: uuid.UUID) -> Timetable | None:
     """Its slots if no status has a say in them."""
     if spec.schedule.max_staleness_seconds is not None:
         return None

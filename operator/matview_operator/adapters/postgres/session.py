@@ -13,8 +13,7 @@ from matview_operator.adapters.postgres.facts import server_facts
 from matview_operator.adapters.postgres.sql import queries
 from matview_operator.adapters.postgres.sql.leftovers import DISCARD_SEQUENCES
 from matview_operator.adapters.postgres.sqlstate import problem_of
-from matview_operator.adapters.postgres.statements import NOT_KEPT, Statements, name_of
-from matview_operator.adapters.postgres.wire.ahead import kept, unnamed
+from matview_operator.adapters.postgres.statements import NOT_KEPT, Statements
 from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS, close, connect
 from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.errors import Problem
@@ -151,11 +150,11 @@ class Session:
     def ask_ahead(self, statement: str, *arguments: str | float | None, before: str) -> bool:
         """Have a statement that returns one row sent together with the one after it; `told_ahead` has the row then.
 
-        False if the server does not keep both: then nothing is sent.
+        False if that may not be: then nothing is sent.
         """
-        if not self._statements.keep_all(statement, before):
+        if not self._statements.may_go_ahead(statement, before=before):
             return False
-        self._statements.put_ahead(kept(name_of(statement), queries.ONE_ROW, arguments))
+        self._statements.put_ahead(statement, queries.ONE_ROW, arguments)
         return True
 
     def told_ahead(self, statement: str) -> Mapping[str, str | None]:
@@ -199,16 +198,16 @@ class Session:
         await self._statements.run_once(statement)
 
     async def refresh(self, statement: str, *, before: str) -> None:
-        """Run REFRESH; together with the statement after it, if the server keeps that: then readers, who wait for what
-        REFRESH has locked, wait for no round trip besides.
+        """Run REFRESH, together with the statement after it where that may be: then readers, who wait for what REFRESH
+        has locked, wait for no round trip besides.
 
         Both leave in one piece: in between, too, the server would wait for us under no timeout but TCP's own.
         """
-        if not self._statements.keep_all(before):
+        if self._statements.may_go_ahead(before=before):
+            self._may_hold_locks = self._may_know_sequences = True
+            self._statements.put_once_ahead(statement, queries.REFRESHED)
+        else:
             await self.utility(statement)
-            return
-        self._may_hold_locks = self._may_know_sequences = True
-        self._statements.put_ahead(unnamed(statement, queries.REFRESHED))
 
     async def parse(self, statement: str) -> PreparedStatement[Row]:
         """Have the server read a statement that names a view, without running it: in a transaction whatever has the
@@ -221,9 +220,8 @@ class Session:
     async def begin(self, *, at_one_snapshot: bool = False, before: str | None = None) -> None:
         """Start a job's one transaction; READ COMMITTED, so that each statement sees what was committed before it.
 
-        The first statement is to make the search path safe, as PATH and the settings do. BEGIN is sent with it if it is
-        `before` and the server keeps both. Else the driver would describe that first, without ending what the server
-        takes for a transaction with a snapshot.
+        The first statement is to make the search path safe, as PATH and the settings do. BEGIN may be sent with it if it
+        is given as `before`.
         What a view's query has left of sequences in the session is discarded, if that is ours alone.
         `at_one_snapshot`: REPEATABLE READ, so that all of them see what was committed before the first.
         """
@@ -231,8 +229,9 @@ class Session:
         texts = {begin: queries.BEGUN}
         if self._may_know_sequences and self.is_direct:
             texts[DISCARD_SEQUENCES] = queries.DISCARDED
-        if before is not None and self._statements.keep_all(*texts, before):
-            self._statements.put_ahead(*(kept(name_of(text), tag) for text, tag in texts.items()))
+        if before is not None and self._statements.may_go_ahead(*texts, before=before):
+            for text, tag in texts.items():
+                self._statements.put_ahead(text, tag)
         else:
             for text in texts:
                 await self.rows(text)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.protocol.protocol import PreparedStatementState
 
+from matview_operator.adapters.postgres.wire.ahead import Ahead, kept, unnamed
 from matview_operator.adapters.postgres.wire.authentication import Row
 
 if TYPE_CHECKING:
-    import asyncpg
+    from collections.abc import Sequence
 
-    from matview_operator.adapters.postgres.wire.ahead import Ahead
+    import asyncpg
 
 NOT_KEPT = frozenset({"26000", "42P05"})
 """SQLSTATEs by which a server says that it does not know a name of ours, or knew it before we said it."""
@@ -36,12 +37,12 @@ class Statements:
     def __init__(self, connection: asyncpg.Connection[Row]) -> None:
         self._connection = connection
         self._descriptions: dict[str, PreparedStatement[Row]] = {}
+        self._names: dict[str, str] = {}
+        """Of those that the server keeps; what was described before it was to keep any has none."""
         self._columns: dict[str, list[str]] = {}
         self._forgotten: list[PreparedStatement[Row]] = []
         """The driver would close what nobody refers to, with a message of its own for each."""
         self._ahead: list[Ahead] = []
-        self.is_refused_ahead = False
-        """Whether what failed last was a statement sent ahead, and not the one that it went out with."""
         self.are_kept = False
         """Whether the server keeps them. If not, the driver sends the text with each execution, in the same message."""
 
@@ -51,32 +52,41 @@ class Statements:
         if known is None:
             name = name_of(text) if self.are_kept else None
             known = self._descriptions[text] = await self._connection.prepare(text, name=name)
+            if name is not None:
+                self._names[text] = name
         return known
 
-    def keep_all(self, *texts: str) -> bool:
-        """Whether the server keeps these."""
-        return self.are_kept and all(text in self._descriptions for text in texts)
+    def may_go_ahead(self, *texts: str, before: str) -> bool:
+        """Whether the server keeps these, and need not be asked any more what the one after them returns.
 
-    def put_ahead(self, *statements: Ahead) -> None:
-        """Send these together with the next one, which the server keeps: see ahead.py."""
-        self._ahead += statements
+        That would come before them, and be a transaction with a snapshot by then.
+        """
+        return self.are_kept and before in self._descriptions and all(text in self._names for text in texts)
+
+    def put_ahead(self, text: str, tag: str, arguments: Sequence[str | float | None] | None = None) -> None:
+        """Send one that may go ahead together with the next one: see ahead.py."""
+        self._ahead.append(kept(self._names[text], tag, arguments))
+
+    def put_once_ahead(self, text: str, tag: str) -> None:
+        """The same of one as `run_once` runs."""
+        self._ahead.append(unnamed(text, tag))
 
     @property
     def have_ahead(self) -> bool:
         """Whether there are such."""
         return bool(self._ahead)
 
+    @property
+    def is_refused_ahead(self) -> bool:
+        """Whether what failed last was such a statement, and not the one that it went out with."""
+        return bool(self._protocol.answers.is_refused)
+
     async def fetch(self, text: str, *arguments: Any) -> list[Row]:
         """Run a statement and return its rows."""
-        ahead, self._ahead, self.is_refused_ahead = self._ahead, [], False
+        ahead, self._ahead = self._ahead, []
         described = await self.described(text)
-        if not ahead:
-            return await described.fetch(*arguments)
         self._protocol.send_ahead(ahead)
-        try:
-            return await described.fetch(*arguments)
-        finally:
-            self.is_refused_ahead = self._protocol.answers.is_refused
+        return await described.fetch(*arguments)
 
     def told_ahead(self, text: str) -> dict[str, str | None]:
         """The row of a statement that was sent ahead. Raises InterfaceError if it makes no sense."""
@@ -93,7 +103,7 @@ class Statements:
         """Use no name any more: somebody else's code may have put a statement of its own under it."""
         if self.are_kept:
             self._forgotten += self._descriptions.values()
-            self._descriptions = {}
+            self._descriptions, self._names = {}, {}
         self.are_kept = False
 
     async def run_once(self, text: str) -> None:
