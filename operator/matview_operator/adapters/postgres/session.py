@@ -220,8 +220,8 @@ class Session:
     async def begin(self, *, at_one_snapshot: bool = False, before: str | None = None) -> None:
         """Start a job's one transaction; READ COMMITTED, so that each statement sees what was committed before it.
 
-        The first statement is to make the search path safe, as PATH and the settings do. BEGIN may be sent with it if it
-        is given as `before`.
+        The first statement is to make the search path safe, as PATH and the settings do. If it is given as `before`,
+        BEGIN may be sent with it.
         What a view's query has left of sequences in the session is discarded, if that is ours alone.
         `at_one_snapshot`: REPEATABLE READ, so that all of them see what was committed before the first.
         """
