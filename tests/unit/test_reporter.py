@@ -140,7 +140,7 @@ async def test_many_objects_are_written_by_a_few_at_a_time() -> None:
     assert max(reported.api.attempts.count(moment) for moment in reported.api.attempts) == WRITERS
 
 
-async def test_events_are_made_of_transitions_when_they_are_known_not_when_they_are_written() -> None:
+async def test_events_are_made_of_transitions_though_the_status_cannot_be_written() -> None:
     reported = Reported()
     policy = reported.policy()
     reported.api.outage = ApiUnavailable("down")
@@ -148,8 +148,32 @@ async def test_events_are_made_of_transitions_when_they_are_known_not_when_they_
         for slot in (30, 60, 90):
             reported.say(policy, slot, conditions=(ready("False", "ViewNotFound"),))
         reported.say(policy, 120, conditions=(ready("True", "Scheduled"),))
-        await until(1)
+        await until(600)
+    assert len(reported.api.attempts) > 10
     assert reported.events.of(policy.key) == [("Warning", "ViewNotFound"), ("Normal", "Scheduled")]
+
+
+async def test_events_wait_as_their_status_does() -> None:
+    reported = Reported()
+    policy = reported.policy()
+    reported.patient.add(policy.key)
+    async with reported.running():
+        reported.say(policy, 30, conditions=(ready("False", "ViewNotFound"),))
+        reported.say(policy, 60, conditions=(ready("True", "Scheduled"),))
+        await until(4)
+        assert reported.events.of(policy.key) == []
+        await until(6)
+    assert reported.events.of(policy.key) == [("Warning", "ViewNotFound"), ("Normal", "Scheduled")]
+
+
+async def test_of_thousands_of_transitions_that_nobody_could_be_told_of_the_newest_are_told() -> None:
+    reported = Reported()
+    policy = reported.policy()
+    for number in range(1000):
+        reported.say(policy, number, conditions=(ready("False", f"Reason{number}"),))
+    async with reported.running():
+        await reported.reporter.flush(seconds=10)
+    assert reported.events.of(policy.key) == [("Warning", f"Reason{number}") for number in range(980, 1000)]
 
 
 async def test_an_outage_of_hours_costs_one_document_per_object_and_ends_with_the_newest() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from matview_operator.api.database import MatviewDatabaseStatus
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
-from matview_operator.domain.conditions import transitions
+from matview_operator.domain.conditions import Transition, transitions
 from matview_operator.domain.reading import read_policy_status
 from matview_operator.engine.ports import (
     ApiUnavailable,
@@ -30,6 +30,8 @@ WRITERS = 4
 _MAY_WAIT_SECONDS = 5.0
 _LOOKED_EVERY_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
+_UNTOLD = 20
+"""Of so many transitions an object's events tell after an outage, the newest ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class _Document:
     status: Status
     since: float
     """When the first change came that is not written yet, on the loop's clock."""
+    untold: tuple[Transition, ...]
+    """What is told in events when a writer first turns to it: they cost as much as the document."""
 
 
 class Reporter:
@@ -80,19 +84,17 @@ class Reporter:
         """Make this the policy's status; nothing happens if it says nothing new."""
         if status == policy.status:
             return
-        for transition in transitions(policy.status.conditions, status.conditions):
-            self._events.record(policy.ref, transition)
+        changes = transitions(policy.status.conditions, status.conditions)
         policy.status = status
-        self._enqueue(policy.ref, status)
+        self._enqueue(policy.ref, status, changes)
 
     def database(self, database: Database, status: MatviewDatabaseStatus) -> None:
         """Make this the database's status; nothing happens if it says nothing new."""
         if status == database.status:
             return
-        for transition in transitions(database.status.conditions, status.conditions):
-            self._events.record(database.ref, transition)
+        changes = transitions(database.status.conditions, status.conditions)
         database.status = status
-        self._enqueue(database.ref, status)
+        self._enqueue(database.ref, status, changes)
 
     def forget(self, ref: ObjectRef) -> None:
         """Drop what waits for a deleted object."""
@@ -112,10 +114,9 @@ class Reporter:
         except TimeoutError:
             log.warning("%d statuses were not written", self.pending, extra={"action": "status_flush"})
 
-    def _enqueue(self, ref: ObjectRef, status: Status) -> None:
-        former = self._pending.get(ref)
-        since = asyncio.get_running_loop().time() if former is None else former.since
-        self._pending[ref] = _Document(status, since)
+    def _enqueue(self, ref: ObjectRef, status: Status, changes: list[Transition]) -> None:
+        former = self._pending.get(ref) or _Document(status, asyncio.get_running_loop().time(), ())
+        self._pending[ref] = _Document(status, former.since, (*former.untold, *changes)[-_UNTOLD:])
         self._idle.clear()
         self._changed.set()
 
@@ -127,6 +128,9 @@ class Reporter:
                 await self._wait()
                 continue
             document = self._pending.pop(ref)
+            for transition in document.untold:
+                self._events.record(ref, transition)
+            document = replace(document, untold=())  # whether it can be written or not
             self._writing.add(ref)
             try:
                 await self._write(ref, document)
