@@ -153,7 +153,7 @@ class Judge:
         former, is_right = seen.held.get(policy.ref.uid, (None, False))
         if former is not held:
             seen.held[policy.ref.uid] = (held, False)
-        elif not is_right and policy.ref not in reporter._pending and policy.ref not in reporter._writing:
+        elif not is_right and reporter.has_written(policy.ref):
             body = self._objects.get((POLICY, policy.key), {})
             document = {name: value for name, value in status_document(held).items() if value is not None}
             if body and body["metadata"]["uid"] == policy.ref.uid and document != body.get("status", {}):

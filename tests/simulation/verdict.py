@@ -50,7 +50,7 @@ class Verdict:
             if not isinstance(timetable, Timetable):
                 continue
             reporter = self._process.supervisor.reporter
-            if policy.ref not in {*reporter._pending, *reporter._writing}:  # statuses may wait for runs
+            if reporter.has_written(policy.ref):  # statuses may wait for runs
                 self._check_books(key, policy, timetable, book)
             agenda = self._process.supervisor.agenda
             if not self._registry.is_suspended(policy):
@@ -78,8 +78,7 @@ class Verdict:
             if held.generation != body["metadata"]["generation"]:
                 self._ground.violate(f"the operator knows an old spec of {key}")
             document = {name: value for name, value in status_document(held.status).items() if value is not None}
-            reporter = self._process.supervisor.reporter
-            if not (reporter.pending or reporter._writing) and document != body.get("status", {}):
+            if self._process.supervisor.reporter.has_written(held.ref) and document != body.get("status", {}):
                 self._ground.violate(f"the status of {kind} {key} is not what the operator holds")
 
     def _check_request(self, policy: Policy) -> None:

@@ -176,6 +176,49 @@ async def test_of_thousands_of_transitions_that_nobody_could_be_told_of_the_newe
     assert reported.events.of(policy.key) == [("Warning", f"Reason{number}") for number in range(980, 1000)]
 
 
+async def test_a_thousand_that_may_wait_are_not_looked_at_each_time_that_one_comes() -> None:
+    reported = Reported()
+    policies = [reported.policy(f"p{number}") for number in range(1000)]
+    reported.patient |= {policy.key for policy in policies}
+    asked = 0
+    may_wait = reported.reporter._backlog._may_wait
+
+    def counted(ref: ObjectRef) -> bool:
+        nonlocal asked
+        asked += 1
+        return may_wait(ref)
+
+    reported.reporter._backlog._may_wait = counted
+    async with reported.running():
+        for number, policy in enumerate(policies):
+            await until(number / 500)
+            reported.say(policy, number)
+        await until(3)
+        assert reported.reporter.pending == 1000
+        assert asked < 1100  # once each, and now and then the oldest
+        reported.patient.clear()
+        await reported.reporter.flush(seconds=60)
+    assert len(reported.api.writes) == 1000
+
+
+async def test_one_that_may_wait_no_longer_is_written_before_the_others() -> None:
+    reported = Reported()
+    patient, urgent = [reported.policy(f"p{number}") for number in range(8)], reported.policy("urgent")
+    reported.patient |= {policy.key for policy in (*patient, urgent)}
+    async with reported.running():
+        for policy in (*patient, urgent):
+            reported.say(policy, 30)
+        reported.patient.discard(urgent.key)
+        reported.say(urgent, 60)
+        await until(1)
+        assert [ref.key.name for _, ref, _ in reported.api.writes] == ["urgent"]
+        reported.patient.clear()
+        await until(4)
+    assert sorted(ref.key.name for _, ref, _ in reported.api.writes) == sorted(
+        policy.key.name for policy in (*patient, urgent)
+    )
+
+
 async def test_an_outage_of_hours_costs_one_document_per_object_and_ends_with_the_newest() -> None:
     reported = Reported()
     policies = [reported.policy(f"p{number}") for number in range(6)]

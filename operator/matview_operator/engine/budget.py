@@ -53,6 +53,11 @@ class Budget:
         """How many runs wait for a place."""
         return sum(queue.length for queue in self._queues.values())
 
+    @property
+    def is_short(self) -> bool:
+        """Whether anybody waits for a place."""
+        return any(self._queues.values())
+
     @asynccontextmanager
     async def place(
         self, database: Key, *, tenant: str | None = None, seconds: float | None = None

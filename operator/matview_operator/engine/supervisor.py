@@ -213,7 +213,7 @@ class Supervisor:
     def _may_wait(self, ref: ObjectRef) -> bool:
         """While runs wait for a place, the status of a policy whose slots the ledger knows without it."""
         policy = self.registry.policies.get(ref.key) if ref.kind == "MatviewRefreshPolicy" else None
-        if policy is None or policy.working_on is not None or not self.budget.waiting:
+        if policy is None or policy.working_on is not None or not self.budget.is_short:
             return False
         database = self.registry.database_of(policy)
         return database is not None and database.has_ledger
