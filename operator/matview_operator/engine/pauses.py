@@ -29,12 +29,12 @@ class Pauses:
         stirred.clear()
         pause = _Pause(stirred)
         self._waiting[policy].add(pause)
+        alarm = None if seconds is None else asyncio.get_running_loop().call_later(seconds, stirred.set)
         try:
-            async with asyncio.timeout(seconds):
-                await stirred.wait()
-        except TimeoutError:
-            return False
+            await stirred.wait()
         finally:
+            if alarm is not None:
+                alarm.cancel()
             self._waiting[policy].discard(pause)
             if not self._waiting[policy]:
                 del self._waiting[policy]

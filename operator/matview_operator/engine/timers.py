@@ -81,11 +81,11 @@ class Timers:
             pause = LONGEST_SLEEP_SECONDS
             if self._heap:
                 pause = min(pause, max(0.0, (self._heap[0][0] - self._clock.now()).total_seconds()))
+            alarm = asyncio.get_running_loop().call_later(pause, self._changed.set)
             try:
-                async with asyncio.timeout(pause):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+                await self._changed.wait()
+            finally:
+                alarm.cancel()
 
     def _is_behind(self) -> bool:
         return bool(self._heap) and self._heap[0][0] <= self._clock.now()
