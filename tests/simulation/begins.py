@@ -16,8 +16,8 @@ _TO_READ_SECONDS = 5.0
 """The longest that a Secret takes, between the place that was given and the call."""
 
 
-def check_budget(seen: Seen, call: Call) -> None:
-    """Places, the database's suspension and its windows."""
+def check_budget(seen: Seen, call: Call, policy: Policy | None) -> None:
+    """Places, the database's suspension and its windows. `policy` is the one that it is made for, if there is one."""
     ground, process, owner = seen.ground, seen.process, Key(*call.owner.split("/"))
     calls = process.sessions.calls
     # One more for each database: whoever runs nothing gets a place beside those that are held for long.
@@ -32,7 +32,8 @@ def check_budget(seen: Seen, call: Call) -> None:
     # A slot that has begun goes on to its end, with all its views, but nothing is tried again.
     run = call.runs[0]
     uid = str(run.policy_uid)
-    goes_on = (uid, run.slot_id) in seen.begun and (uid, run.slot_id, str(run.view)) not in seen.tried
+    has_begun = policy is not None and policy.spec is not None and not begins_its_slot(seen, policy, run)
+    goes_on = has_begun and (uid, run.slot_id, str(run.view)) not in seen.tried
     if is_closed(database.spec.windows, ground.clock.now()) and not goes_on:
         ground.violate(f"{process} begins a refresh on {owner} while its window is closed")
     most = min(database.spec.limits.max_concurrent_refreshes, (process.places + 1) // 2)

@@ -62,13 +62,13 @@ class Judge:
         self.calls += 1
         ground.tell(f"{process} begins {run.slot_id} of {uid[:8]}: {', '.join(str(run.view) for run in call.runs)}")
         self._check_alone(process, call)
-        check_budget(seen, call)
+        known = process.supervisor.registry.policies.values()
+        policy = next((policy for policy in known if policy.ref.uid == uid), None)
+        check_budget(seen, call, policy)
         done = [each for each in call.runs if (uid, each.slot_id, str(each.view)) in seen.done]
         # A policy may become a group in the middle of a slot: one that is settled in part is refreshed again.
         for each in done if len(done) == len(call.runs) and self._exists(uid) else ():
             ground.violate(f"{process} begins {each.slot_id} of {uid} again, though {each.view} was done for it")
-        known = process.supervisor.registry.policies.values()
-        policy = next((policy for policy in known if policy.ref.uid == uid), None)
         if policy is not None and policy.spec is not None:
             call.is_first = begins_its_slot(seen, policy, run)
             check_policy(seen, policy, call, run)
@@ -156,7 +156,9 @@ class Judge:
         elif not is_right and reporter.has_written(policy.ref):
             body = self._objects.get((POLICY, policy.key), {})
             document = {name: value for name, value in status_document(held).items() if value is not None}
-            if body and body["metadata"]["uid"] == policy.ref.uid and document != body.get("status", {}):
+            # It may be another shard's since a moment ago.
+            is_its = bool(body) and body["metadata"]["uid"] == policy.ref.uid and seen.process.owns(body)
+            if is_its and document != body.get("status", {}):
                 self._ground.violate(f"the status of {policy.key} is not what the operator holds")
             seen.held[policy.ref.uid] = (held, True)
 

@@ -92,6 +92,8 @@ class Verdict:
             return
         if is_at_work and self._process.supervisor.agenda._turns.follows(policy.key):
             return  # its slot may wait for what it reads, which is tried again after minutes
+        if policy.working_on == token and policy.key in self._process.supervisor.agenda._pauses._waiting:
+            return  # a lock is held by another run, and looked at again within seconds
         work = policy.uid, request_id(token)
         if not any((run.policy_uid, run.slot_id) == work for call in self._process.sessions.calls for run in call.runs):
             self._ground.violate(f"{policy.key} does not answer {token}")

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.unit.ports import at
-from tests.unit.world import World, until
+from tests.unit.world import World, key, until
 
 from matview_operator.engine.ports import Key
 
@@ -153,3 +153,25 @@ async def test_a_clock_that_is_set_during_a_run_spoils_neither_its_report_nor_th
         assert world.executor.views.count("mv") >= 2
         assert len(due_times(world)) == len(set(due_times(world)))
         assert world.supervisor.healthy()
+
+
+async def test_what_an_hour_forward_skips_is_counted_once_though_an_older_slot_was_late_and_a_process_died() -> None:
+    former = await World().__aenter__()
+    former.database(limits={"maxConcurrentRefreshes": 1})
+    former.policy("busy", schedule={"everySeconds": 7200})
+    former.executor.slow["busy"] = 1000
+    former.api.annotate(key("busy"), "now")
+    place = former.policy()
+    await until(35)
+    assert former.executor.views == ["busy"]  # the slot of 30 s waits for its place
+    former.clock.set_by = HOUR - timedelta(seconds=10)
+    await until(52)
+    status = former.api.status(place)
+    assert (status["missedSlots"], status["lastSlotTime"]) == (120, "2026-11-22T13:00:00Z")
+    await former.crash()
+    former.executor.slow.clear()
+    async with World(former=former) as world:
+        await until(75)  # 13:01:05
+        status = world.api.status(place)
+        assert (status["missedSlots"], status["lastSlotTime"]) == (120, "2026-11-22T13:01:00Z")
+        assert due_times(world) == [at(30) + HOUR, at(60) + HOUR]

@@ -311,6 +311,23 @@ async def test_gate_2c_within_a_policy_too_what_reads_a_failed_view_is_skipped()
         assert outcomes(world, place) == {"b": "SKIPPED_UPSTREAM", "a": "FAILED", "c": "SUCCESS"}
 
 
+async def test_a_view_that_is_skipped_for_its_upstream_is_no_begin_of_a_suspended_policys_slot() -> None:
+    async with World() as world:
+        world.inspector.reads = {"b": "a", "c": "z"}
+        world.database(limits=MANY)
+        for name, seconds in (("a", 10), ("z", 20)):
+            world.policy(name)
+            world.executor.slow[name] = seconds
+        world.executor.script["a"] = [FAILED]
+        place = world.policy("p", views=views("b", "c"), startingDeadlineSeconds=29)
+        await until(35)
+        world.policy("p", views=views("b", "c"), suspend=True)
+        await until(200)
+        assert world.executor.views.count("z") == 6
+        assert world.executor.views.count("c") == 0
+        assert world.api.status(place)["views"] == []
+
+
 async def test_gate_2c_of_several_policies_one_that_refreshed_the_view_is_enough() -> None:
     async with World() as world:
         world.inspector.reads = {"b": "a"}

@@ -344,8 +344,15 @@ async def test_a_conflict_gives_way_to_the_newest_document() -> None:
     ] == [at(60)]
 
 
-def entry(seconds: float) -> HistoryEntry:
-    return HistoryEntry(outcome=RefreshOutcome.SUCCESS, started_at=at(seconds), duration_ms=1, views=1, failed=0)
+def entry(seconds: float, correlation_id: str | None = None) -> HistoryEntry:
+    return HistoryEntry(
+        outcome=RefreshOutcome.SUCCESS,
+        started_at=at(seconds),
+        duration_ms=1,
+        views=1,
+        failed=0,
+        correlation_id=correlation_id,
+    )
 
 
 @pytest.mark.parametrize(
@@ -374,6 +381,19 @@ async def test_ours_is_dropped_where_another_process_has_gone_on(theirs: dict[st
         reported.say(policy, 90, history=(entry(92),))
         await until(20)
     assert reported.stored(policy.key) == "2026-11-22T12:01:30Z"
+
+
+async def test_ours_is_written_where_it_goes_on_from_what_is_stored_though_the_clock_was_set_back_since() -> None:
+    reported = Reported()
+    policy = reported.policy()
+    before, since = entry(3600, "before"), entry(45, "since")
+    stored = MatviewRefreshPolicyStatus().model_copy(update={"last_slot_time": at(3600), "history": (before,)})
+    version = reported.registry.resource_versions[policy.ref.uid]
+    await reported.api.write(policy.ref, stored, resource_version=version)  # our own; its answer got lost
+    async with reported.running():
+        reported.say(policy, 3600, history=(since, before))
+        await until(10)
+    assert [row["correlationId"] for row in reported.api.status(policy.key)["history"]] == ["since", "before"]
 
 
 async def test_a_refused_status_is_logged_not_retried_and_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:

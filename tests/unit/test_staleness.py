@@ -350,6 +350,22 @@ async def test_clocks_that_are_set_stop_nothing() -> None:
         assert world.supervisor.healthy()
 
 
+async def test_a_clock_that_is_set_back_names_no_second_slot_like_a_former_one() -> None:
+    async with World() as world:
+        world.database()
+        world.policy(**target(60, historyLimit=20))
+        await until(601)
+        named = [call.run.slot_id for call in world.executor.calls]
+        assert len(named) == len(set(named)) > 9
+        # So far back that it is due at once, in the very second in which a former slot was.
+        former = [call.run.due_at for call in world.executor.calls if call.run.due_at is not None][4]
+        world.clock.set_by = former - timedelta(seconds=1) - at(601)
+        await until(603)
+        again = [call.run.slot_id for call in world.executor.calls]
+        assert len(again) == len(named) + 1
+        assert len(set(again)) == len(again)
+
+
 NOW = at(1000)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime
 from typing import Any
 
@@ -205,12 +206,21 @@ def test_a_slot_that_was_run_again_is_told_once_as_it_ended_at_last() -> None:
 
 def test_the_last_slot_never_goes_back() -> None:
     assert folded(report(result(), seconds=60), report(result(), seconds=30)).last_slot_time == at(60)
-    late = after_missed(folded(report(result(), seconds=60)), count=1, newest=at(30))
+    late = after_missed(folded(report(result(), seconds=60)), count=1, newest=at(30), now=at(60))
     assert late.last_slot_time == at(60)
 
 
+def test_the_last_slot_never_goes_back_though_the_clock_was_set_forward_while_an_older_one_was_worked_on() -> None:
+    hours = 6 * 3600
+    told = after_missed(NOTHING, count=700, newest=at(hours), now=at(hours))
+    slow = dataclasses.replace(report(result(), seconds=30), ended_at=at(hours + 5))
+    assert after_slot(told, slow, history_limit=5).last_slot_time == at(hours)
+    # A wrong clock's is another matter.
+    assert after_slot(told, report(result(), seconds=60), history_limit=5).last_slot_time == at(63.5)
+
+
 def test_missed_slots_add_up_and_the_newest_is_never_replayed() -> None:
-    status = after_missed(after_missed(NOTHING, count=3), count=2, newest=at(60))
+    status = after_missed(after_missed(NOTHING, count=3, now=at(60)), count=2, newest=at(60), now=at(60))
     assert (status.missed_slots, status.last_slot_time) == (5, at(60))
 
 

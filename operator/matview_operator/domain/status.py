@@ -96,17 +96,17 @@ def after_slot(
     elif slot.request is not None:
         changes["last_handled_request"] = slot.request
     else:
-        changes["last_slot_time"] = _last_slot(status, slot.due_at)
+        changes["last_slot_time"] = _last_slot(status, slot.due_at, now=report.ended_at)
     return status.model_copy(update=changes)
 
 
 def after_missed(
-    status: MatviewRefreshPolicyStatus, *, count: int, newest: datetime | None = None
+    status: MatviewRefreshPolicyStatus, *, count: int, newest: datetime | None = None, now: datetime
 ) -> MatviewRefreshPolicyStatus:
     """Fold in slots that were not run; `newest` then counts as handled, so that it is never replayed."""
     changes: dict[str, object] = {"missed_slots": (status.missed_slots or 0) + count}
     if newest is not None:
-        changes["last_slot_time"] = _last_slot(status, newest)
+        changes["last_slot_time"] = _last_slot(status, newest, now=now)
     return status.model_copy(update=changes)
 
 
@@ -239,8 +239,9 @@ def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[S
     return [Statement(READY, "True", "Scheduled", "The views can be refreshed; see status.nextSlotTime.")]
 
 
-def _last_slot(status: MatviewRefreshPolicyStatus, slot_time: datetime) -> datetime:
-    return max(slot_time, believed(status.last_slot_time or slot_time, now=slot_time))
+def _last_slot(status: MatviewRefreshPolicyStatus, slot_time: datetime, *, now: datetime) -> datetime:
+    # The slot may be hours old: the clock was set forward while it was worked on.
+    return max(slot_time, believed(status.last_slot_time or slot_time, now=now))
 
 
 _REASONS = frozenset(reason.value for reason in RefreshReason)

@@ -130,8 +130,12 @@ class Attempts:
         self._set(step, Stage.RESTS)
 
     def left_out(self, step: Step, results: Sequence[RefreshResult], *, blame: Blame | None = None) -> None:
-        """Leave it out of this slot, because of another one that is to blame, or because of a bug."""
-        self._began(results)
+        """Leave it out of this slot, because of another one that is to blame, or because of a bug.
+
+        For the former's sake the slot has not begun: what keeps a slot from its begin binds its other views still.
+        """
+        if blame is None:
+            self._began(results)
         step.results = results
         self._end(step, blame)
 

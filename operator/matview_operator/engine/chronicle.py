@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.conditions import FRESH, WINDOW_CLOSED, Statement, statement_of
@@ -75,6 +75,7 @@ class Chronicle:
         """
         missed = 0 if report.stopped else min(missed, policy.missed)  # a stopped slot, and all before it, stay due
         policy.missed -= missed
+        policy.missed_until = policy.missed_until if policy.missed else None
         former = self._recoveries.former(policy.key, report.slot)
         for view, result in report.results:
             if former.get(view) is not result:
@@ -88,7 +89,7 @@ class Chronicle:
             if report.lock_held and not report.stopped:
                 missed += 1
                 self._metrics.slots_missed(policy.key, 1)
-        status = after_missed(policy.status, count=missed) if missed else policy.status
+        status = after_missed(policy.status, count=missed, now=self._clock.now()) if missed else policy.status
         known = begun_as if policy.spec is None else policy
         assert known.spec is not None  # else it would not have begun
         status = for_views(after_slot(status, report, history_limit=known.spec.history_limit), known.views)
@@ -99,17 +100,18 @@ class Chronicle:
             # Find out now, not at the next period, whether all is well again, or whether it needs a person.
             self._preflights.ask(policy.database_key, [policy.key])
 
-    def passed_over(self, policy: Policy, count: int) -> None:
+    def passed_over(self, policy: Policy, count: int, *, before: datetime) -> None:
         """Count slots in whose place a newer one is run; the next result tells them."""
-        policy.missed += count
-        self._metrics.slots_missed(policy.key, count)
+        timetable = policy.timetable
+        assert timetable is not None  # it has slots
+        self._count_missed(policy, count, newest=timetable.newest_at(before - timedelta(seconds=1)))
 
     def superseded(self, key: Key, slot: Slot) -> None:
         """Count a slot in whose place a newer one waits."""
         policy = self._registry.policies.get(key)
         if policy is not None and not self._recoveries.is_again(key, slot):
-            self._metrics.slots_missed(key, 1)
-            policy.missed += 1  # told with the next slot's result: a write per skipped slot would be a storm
+            # Told with the next slot's result: a write per skipped slot would be a storm.
+            self._count_missed(policy, 1, newest=slot.due_at)
             said = statement_of(policy.status.conditions, FRESH)
             if self._holds.closed_until(policy) is not None and (said is None or said.reason != WINDOW_CLOSED):
                 self._tell_missed(policy, slot)  # the first one: the next result may be hours away
@@ -118,13 +120,21 @@ class Chronicle:
         """Count and tell a slot that is not run because it would be too late."""
         policy = self._registry.policies.get(key)
         if policy is not None and not self._recoveries.is_again(key, slot):
-            self._metrics.slots_missed(key, 1)
-            policy.missed += 1
+            self._count_missed(policy, 1, newest=slot.due_at)
             self._tell_missed(policy, slot)
 
+    def _count_missed(self, policy: Policy, count: int, *, newest: datetime) -> None:
+        policy.missed += count
+        policy.missed_until = max(newest, policy.missed_until or newest)
+        self._metrics.slots_missed(policy.key, count)
+
     def _tell_missed(self, policy: Policy, slot: Slot) -> None:
-        status = after_missed(policy.status, count=policy.missed, newest=slot.due_at)
-        policy.missed = 0
+        # Among them are slots newer than this one, if it was late because the clock was set forward. None of them may
+        # be counted once more by the next process.
+        now = self._clock.now()
+        newest = max(slot.due_at, min(policy.missed_until or now, now))
+        status = after_missed(policy.status, count=policy.missed, newest=newest, now=now)
+        policy.missed, policy.missed_until = 0, None
         self._retime(policy, status)
         opens_at, paced = self._holds.closed_until(policy), self._holds.paced_until(policy, slot)
         why = fresh_after_missed(slot.due_at, opens_at=opens_at, paced=paced is not None)

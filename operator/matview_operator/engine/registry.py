@@ -48,6 +48,8 @@ class Policy:
     request_begun_at: datetime | None = None
     missed: int = 0
     """Slots that a newer one superseded since the last status."""
+    missed_until: datetime | None = None
+    """The newest of them."""
     taken_until: datetime
     """Slots at or before this instant are none of ours any more: taken up, missed, or before the policy was so."""
     uid: uuid.UUID = field(init=False)

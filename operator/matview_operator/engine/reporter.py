@@ -156,5 +156,10 @@ def _is_newer(stored: object, ours: Status) -> bool:
         ours.last_slot_time is None or theirs.last_slot_time > ours.last_slot_time
     ):
         return True
-    latest = [status.history[0].started_at for status in (theirs, ours) if status.history]
-    return len(latest) == 2 and latest[0] > latest[1]  # noqa: PLR2004 - one of each
+    if not (theirs.history and ours.history):
+        return False
+    newest = theirs.history[0]
+    former = [entry.correlation_id for entry in ours.history[1:]]
+    if newest.correlation_id is not None and newest.correlation_id in former:
+        return False  # ours goes on from there, whatever a clock said that was set back since
+    return newest.started_at > ours.history[0].started_at

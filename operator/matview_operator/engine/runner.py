@@ -116,7 +116,7 @@ class SlotRunner:
                 for step in attempts.steps:
                     step.results = [_because(suspended, result) for result in step.results]
             cut_short = suspended is None and attempts.cut_short
-            if not any(step.tells for step in attempts.steps):
+            if attempts.began_at is None or not any(step.tells for step in attempts.steps):
                 return None
         except Exception as error:  # noqa: BLE001 - `_bug` logs it
             rest, outcome = self._bug(policy, error), RefreshOutcome.FAILED
