@@ -46,7 +46,7 @@ test: venv ## run all tests, on real servers
 .PHONY: test-unit test-simulation test-postgres test-cluster test-acceptance
 test-unit: venv ## run the tests that need no servers
 	@$(MAKE) -s run-tests FOLDER=unit
-test-simulation: venv ## live through 7,000 random histories
+test-simulation: venv ## live through 10,000 random histories
 	@$(MAKE) -s run-tests FOLDER=simulation
 test-postgres: venv ## run the tests on PostgreSQL 15, 16 and 18
 	@$(MAKE) -s run-tests FOLDER=postgres

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HISTORIES = int(os.environ.get("SIMULATED_HISTORIES", "7000"))
+HISTORIES = int(os.environ.get("SIMULATED_HISTORIES", "10000"))
 
 
 def simulated(*arguments: int) -> tuple[int, str]:

@@ -147,6 +147,31 @@ async def test_who_comes_to_the_view_after_the_run_has_ended_is_covered_by_it_to
         assert view_of(world, later)["dataAsOf"] == "2026-11-22T12:00:30Z"
 
 
+async def test_who_is_covered_after_his_deadline_is_covered_and_not_missed() -> None:
+    async with World() as world:
+        world.database(windows=[{"kind": "Deny", "cron": "1 12 * * *", "durationSeconds": 600}])
+        places = shared(world, 3, startingDeadlineSeconds=20)
+        world.executor.slow["v"] = 45  # from 12:00:30 to 12:01:15: the window has closed as well
+        await until(80)
+        assert outcomes(world, places) == {"SUCCESS": 1, "SKIPPED_COVERED": 2}
+        for place in places:
+            status = world.api.status(place)
+            assert status["lastSlotTime"] == "2026-11-22T12:00:30Z"
+            assert world.condition(place, "Fresh") == ("True", "Refreshed")
+
+
+async def test_who_is_covered_after_his_deadline_begins_nothing_else() -> None:
+    async with World() as world:
+        world.inspector.reads = {"w": "v"}
+        world.database(limits={"maxConcurrentRefreshes": 5})
+        first, both = world.policy("v"), world.policy("both", views=[{"name": "v"}, {"name": "w"}])
+        world.executor.slow["v"] = 29
+        await until(59.5)
+        assert told(world, first) == [("SUCCESS", None)]
+        assert world.executor.views == ["v"]  # w was due at 30 s, and might begin until 50
+        assert world.condition(both, "Fresh") == ("False", "SlotMissed")
+
+
 async def test_what_is_not_known_any_more_is_asked_of_the_server() -> None:
     async with World() as world:
         world.database(limits={"maxConcurrentRefreshes": 1})

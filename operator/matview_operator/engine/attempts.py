@@ -152,7 +152,10 @@ class Attempts:
 
     def ended(self, step: Step, results: Sequence[RefreshResult]) -> None:
         """Take up what came of an attempt, and decide about the next one."""
-        self._began(results)
+        # Another policy's run covers one that waited for it, however late. The slot's other views have no part in that.
+        covered = step.stage is not Stage.WORKS and results[0].outcome is RefreshOutcome.SKIPPED_COVERED
+        if not (covered and self._is_late()):
+            self._began(results)
         step.tries += any(result.outcome is not RefreshOutcome.SKIPPED_LOCK_HELD for result in results)
         # The ledger counts as well, and over restarts; but it has no row of what never reached the server.
         step.results = [result.model_copy(update={"attempts": max(result.attempts, step.tries)}) for result in results]

@@ -37,14 +37,19 @@ class Permits:
         """Raises StaysDue of a slot of which nothing was begun, NoPlace of one that is late, and of another attempt at
         a view: then the one before is told.
         """
-        if first and self._registry.policies.get(policy.key) is not policy:
-            raise _PolicyChanged
+        if first:
+            self.check_unchanged(policy)
         if first and slot.request is None and self._clock.now() > slot.deadline:
             raise NoPlace
         if first and self._holds.until(policy, slot) is not None:
             raise _Held
         if again and self._holds.closed_until(policy) is not None:
             raise NoPlace
+
+    def check_unchanged(self, policy: Policy) -> None:
+        """Raises StaysDue of a slot that was taken up when the policy was another one."""
+        if self._registry.policies.get(policy.key) is not policy:
+            raise _PolicyChanged
 
     def database_of(self, policy: Policy) -> MatviewDatabaseSpec:
         """The database that the policy may refresh its views on; raises Problem."""

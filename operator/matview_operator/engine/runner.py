@@ -228,9 +228,13 @@ class SlotRunner:
                 seconds=attempts.seconds_for_a_place(step),
                 follows=lambda: attempts.follows(step),
             ) as seat:
-                database = check()
                 if seat.known is not None:
+                    # Whoever is covered has begun nothing: it may be late by now, and a window may have closed.
+                    if not attempts.has_begun(but=step):
+                        self._permits.check_unchanged(policy)
+                    self._permits.database_of(policy)
                     return [seat.known]
+                database = check()
                 runs = [self._run_of(policy, spec, view, slot) for view in step.views]
                 results = await execute(self._executor, runs, where=where, spec=spec, database=database, begin=begin)
                 self._holds.ended(key, zip((run.view for run in runs), results, strict=True), slot=slot)
