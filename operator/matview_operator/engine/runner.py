@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from random import Random
 from types import MappingProxyType
@@ -35,6 +36,18 @@ from matview_operator.engine.targets import SlotTarget, Targets, usable
 from matview_operator.engine.turns import StaysDue, Turns
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What the attempts of one slot have in common."""
+
+    policy: Policy
+    """As it was when the slot was taken up."""
+    spec: MatviewRefreshPolicySpec
+    slot: Slot
+    attempts: Attempts
+    where: SlotTarget
 
 
 class SlotRunner:
@@ -101,6 +114,7 @@ class SlotRunner:
         )
         age = (self._clock.now() - slot.due_at).total_seconds()
         where = self._targets.of_slot(key, due_at=asyncio.get_running_loop().time() - age)
+        work = _Work(policy=policy, spec=spec, slot=slot, attempts=attempts, where=where)
         rest = Problem(RefreshReason.SHUTDOWN, "Stopped before it began; nothing changed. The slot stays due.")
         outcome = RefreshOutcome.INTERRUPTED
         cut_short = False
@@ -108,7 +122,7 @@ class SlotRunner:
             with attempts.work:
                 async with Strands() as strands:
                     while (step := await attempts.next()) is not None:
-                        strands.begin(self._attempt(step, attempts, policy=policy, spec=spec, slot=slot, where=where))
+                        strands.begin(self._attempt(step, work))
         except (NoPlace, StaysDue, asyncio.CancelledError):
             suspended = self._suspended(policy)
             if suspended is not None:
@@ -124,11 +138,7 @@ class SlotRunner:
         ended = [
             result
             for step in attempts.steps
-            for result in (
-                step.results
-                if step.tells
-                else self._all_ended(step, now, outcome, rest, policy=policy, spec=spec, slot=slot)
-            )
+            for result in (step.results if step.tells else self._all_ended(step, work, now, outcome, rest))
         ]
         return SlotReport(
             slot=slot,
@@ -139,26 +149,17 @@ class SlotRunner:
             cut_short=cut_short,
         )
 
-    async def _attempt(
-        self,
-        step: Step,
-        attempts: Attempts,
-        *,
-        policy: Policy,
-        spec: MatviewRefreshPolicySpec,
-        slot: Slot,
-        where: SlotTarget,
-    ) -> None:
+    async def _attempt(self, step: Step, work: _Work) -> None:
         """One attempt at one step, beside those at others. Raises CancelledError only."""
+        attempts = work.attempts
         try:
             blame = None if step.results else attempts.work.take(step.index)
             if blame is not None:
-                skipped = self._skipped(step, blame, policy=policy, spec=spec, slot=slot)
-                attempts.left_out(step, skipped, blame=blame)
+                attempts.left_out(step, self._skipped(step, work, blame), blame=blame)
                 return
             if step.results:
-                where.forget()  # what leads nowhere may be another Secret's by now
-            attempts.ended(step, await self._refresh(step, attempts, policy=policy, spec=spec, slot=slot, where=where))
+                work.where.forget()  # what leads nowhere may be another Secret's by now
+            attempts.ended(step, await self._refresh(step, work))
         except FollowedInVain as vain:
             attempts.followed_in_vain(step, alone=vain.alone)
         except (NoPlace, StaysDue) as stop:
@@ -173,42 +174,29 @@ class SlotRunner:
                 attempts.interrupted(step, told)
             raise
         except Exception as error:  # noqa: BLE001 - the slot's other views go on; `_bug` logs it
-            bug, now = self._bug(policy, error), self._clock.now()
-            failed = self._all_ended(step, now, RefreshOutcome.FAILED, bug, policy=policy, spec=spec, slot=slot)
-            attempts.left_out(step, failed)
+            bug, now = self._bug(work.policy, error), self._clock.now()
+            attempts.left_out(step, self._all_ended(step, work, now, RefreshOutcome.FAILED, bug))
 
     def _bug(self, policy: Policy, error: Exception) -> Problem:
         """Whatever it was, the policy's status says so, and a request is answered."""
         log.error("slot failed unexpectedly", exc_info=error, extra={"action": "slot", "policy": str(policy.key)})
         return Problem(RefreshReason.INTERNAL_ERROR, f"{type(error).__name__} in the operator; see its log.")
 
-    def _skipped(
-        self, step: Step, blame: Blame, *, policy: Policy, spec: MatviewRefreshPolicySpec, slot: Slot
-    ) -> Sequence[RefreshResult]:
+    def _skipped(self, step: Step, work: _Work, blame: Blame) -> Sequence[RefreshResult]:
         problem = Problem(
             RefreshReason.UPSTREAM_FAILED,
             f"It reads {blame.view}, which policy {blame.policy} failed to refresh; refreshing it would only repeat "
             "old rows.",
         )
-        skipped, now = RefreshOutcome.SKIPPED_UPSTREAM, self._clock.now()
-        return self._all_ended(step, now, skipped, problem, policy=policy, spec=spec, slot=slot)
+        return self._all_ended(step, work, self._clock.now(), RefreshOutcome.SKIPPED_UPSTREAM, problem)
 
-    async def _refresh(
-        self,
-        step: Step,
-        attempts: Attempts,
-        *,
-        policy: Policy,
-        spec: MatviewRefreshPolicySpec,
-        slot: Slot,
-        where: SlotTarget,
-    ) -> Sequence[RefreshResult]:
+    async def _refresh(self, step: Step, work: _Work) -> Sequence[RefreshResult]:
         """Wait for a place and refresh. Raises NoPlace, StaysDue, FollowedInVain."""
-        key = where.key
+        policy, spec, slot, attempts, key = work.policy, work.spec, work.slot, work.attempts, work.where.key
         started_at = self._clock.now()
         try:
             self._permits.database_of(policy)  # what is wrong is said at once, not after waiting for a place
-            run, again = self._run_of(policy, spec, step.views[0], slot), bool(step.results)
+            run, again = self._run_of(step.views[0], work), bool(step.results)
             view = None if step.alone else self._shared(spec, step.views[0], key)
 
             def check() -> MatviewDatabaseSpec:
@@ -235,14 +223,15 @@ class SlotRunner:
                     self._permits.database_of(policy)
                     return [seat.known]
                 database = check()
-                runs = [self._run_of(policy, spec, view, slot) for view in step.views]
-                results = await execute(self._executor, runs, where=where, spec=spec, database=database, begin=begin)
+                runs = [self._run_of(view, work) for view in step.views]
+                results = await execute(
+                    self._executor, runs, where=work.where, spec=spec, database=database, begin=begin
+                )
                 self._holds.ended(key, zip((run.view for run in runs), results, strict=True), slot=slot)
                 seat.result = results[0]
                 return results
         except Problem as problem:
-            failed = RefreshOutcome.FAILED
-            return self._all_ended(step, started_at, failed, problem, policy=policy, spec=spec, slot=slot)
+            return self._all_ended(step, work, started_at, RefreshOutcome.FAILED, problem)
 
     def _shared(self, spec: MatviewRefreshPolicySpec, view: ViewSpec, key: Key) -> SharedView | None:
         """What a run may share with other policies' runs; a group is refreshed by itself."""
@@ -260,25 +249,17 @@ class SlotRunner:
             return problem if problem.reason is RefreshReason.DATABASE_SUSPENDED else None
         return None
 
-    def _run_of(self, policy: Policy, spec: MatviewRefreshPolicySpec, view: ViewSpec, slot: Slot) -> Run:
-        named = self._registry.database_of(policy)
-        return run_of(policy, view, slot, spec=spec, database=None if named is None else named.spec)
+    def _run_of(self, view: ViewSpec, work: _Work) -> Run:
+        named = self._registry.database_of(work.policy)
+        return run_of(work.policy, view, work.slot, spec=work.spec, database=None if named is None else named.spec)
 
     def _all_ended(
-        self,
-        step: Step,
-        started_at: datetime,
-        outcome: RefreshOutcome,
-        problem: Problem,
-        *,
-        policy: Policy,
-        spec: MatviewRefreshPolicySpec,
-        slot: Slot,
+        self, step: Step, work: _Work, started_at: datetime, outcome: RefreshOutcome, problem: Problem
     ) -> list[RefreshResult]:
         """The step's views, none of which the server has anything to say of."""
         now = self._clock.now()
         return [
-            self._run_of(policy, spec, view, slot).result(
+            self._run_of(view, work).result(
                 outcome, started_at=started_at, ended_at=now, reason=problem.reason, message=problem.message
             )
             for view in step.views
