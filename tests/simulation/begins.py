@@ -91,7 +91,8 @@ def check_order(seen: Seen, policy: Policy, call: Call, run: Run) -> None:
     work = policy.ref.uid, run.slot_id, str(run.view)
     if run.due_at is None or place is None or work in seen.tried:
         return
-    due = ground.now - (ground.clock.now() - run.due_at).total_seconds()
+    # Floats: what begins in the slot's very instant is not before it.
+    due = ground.now - (ground.clock.now() - run.due_at).total_seconds() - 0.001
     is_set_back = due > ground.now  # the clock, since then: nothing is known of what was due before what
     if seen.disturbed_at > due or is_set_back or seen.is_news(DATABASE, place) or seen.is_news(POLICY, policy.key):
         return

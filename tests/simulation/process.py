@@ -109,9 +109,9 @@ class Process:
         self.unread_at: dict[str, float] = {}
         """By namespace: when a Secret could not be read."""
         self.heard_until = ground.clock.now()
-        """The latest that the clock has shown when something new was heard."""
+        """The latest that the clock has shown when something new was heard or begun."""
         self.missed_before: dict[str, int] = {}
-        """By policy UID: what the stored status counted when the policy was first seen."""
+        """By policy UID: what the stored status counted besides this process, when the policy was first seen as its own."""
         self.news_at: dict[tuple[str, Key], float] = {}
         """By kind and key: when something new was heard of an object."""
         self._heard_of: dict[tuple[str, Key], tuple[str, int]] = {}
@@ -191,6 +191,7 @@ class Process:
 
     def call_begun(self, call: Call) -> None:
         """Of the sessions."""
+        self.heard_until = max(self.heard_until, self.ground.clock.now())
         self.observer.call_begun(self, call)
 
     def call_ended(self, call: Call, results: Sequence[RefreshResult]) -> None:
@@ -275,8 +276,15 @@ class Process:
         place = body["kind"], Key(meta["namespace"], meta["name"])
         known = (meta["uid"], -1 if gone else meta["generation"])
         if place[0] == "MatviewRefreshPolicy" and not gone:
-            self.missed_before.setdefault(meta["uid"], body.get("status", {}).get("missedSlots") or 0)
+            self._note_missed(body)
         if self._heard_of.get(place) != known:
             self._heard_of[place] = known
             self.news_at[place] = self.ground.now
             self.heard_until = max(self.heard_until, self.ground.clock.now())
+
+    def _note_missed(self, body: Body) -> None:
+        uid = body["metadata"]["uid"]
+        if not self.owns(body):
+            self.missed_before.pop(uid, None)  # another shard counts from now on
+        elif uid not in self.missed_before:
+            self.missed_before[uid] = (body.get("status", {}).get("missedSlots") or 0) - self.counts.missed[uid]
