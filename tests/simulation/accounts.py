@@ -11,6 +11,7 @@ from tests.simulation.ground import Ground
 
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
+from matview_operator.domain.clock_jump import BELIEVED_AHEAD
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.run import Run
 from matview_operator.engine.ports import ObjectRef, Status
@@ -82,7 +83,10 @@ class Accounts:
     ) -> None:
         if before is None:
             return
-        if _less(status.last_slot_time, before.last_slot_time):
+        last = before.last_slot_time
+        if last is not None and last - self._ground.clock.now() > BELIEVED_AHEAD:
+            self.books[ref.uid].is_plain = False  # it was a wrong clock's
+        elif _less(status.last_slot_time, last):
             self._ground.violate(f"lastSlotTime of {ref.key} falls back to {status.last_slot_time}")
         if (status.missed_slots or 0) < (before.missed_slots or 0):
             self._ground.violate(f"missedSlots of {ref.key} falls from {before.missed_slots} to {status.missed_slots}")

@@ -55,7 +55,7 @@ class History:
         self.processes += [
             self._new_process(shard) for shard in self._shards for _ in range(1 if self._lease is None else 2)
         ]
-        self._policies = [f"p{number}" for number in range(draw.choice((2, 2, 3, 3, 4, 5)))]
+        self._policies = [f"p{number}" for number in range(draw.choice((1, 2, 2, 3, 3, 4, 5)))]
         self._databases = [f"db{number}" for number in range(draw.randrange(1, 3))]
         self._namespaces = NAMESPACES[: draw.choice((1, 1, 2))]
         self._tokens = 0

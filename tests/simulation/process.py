@@ -111,7 +111,7 @@ class Process:
         self.heard_until = ground.clock.now()
         """The latest that the clock has shown when something new was heard or begun."""
         self.missed_before: dict[str, int] = {}
-        """By policy UID: what the stored status counted besides this process, when the policy was first seen as its own."""
+        """By policy UID: what the stored status counted besides this process, when it first had the policy."""
         self.news_at: dict[tuple[str, Key], float] = {}
         """By kind and key: when something new was heard of an object."""
         self._heard_of: dict[tuple[str, Key], tuple[str, int]] = {}

@@ -102,7 +102,8 @@ class Verdict:
         """Each slot is run, covered or counted as missed, in the status and in the metric."""
         status, last = policy.status, policy.status.last_slot_time
         missed = status.missed_slots or 0
-        if book.is_plain and last is not None:
+        # Before it was created: the clock was set back so far that nothing of before was believed.
+        if book.is_plain and last is not None and last >= policy.created_at:
             owed = timetable.due_between(policy.created_at, last).slots
             lane = self._process.supervisor.agenda.dispatcher._lanes.get(key)
             current = None if lane is None else lane.current

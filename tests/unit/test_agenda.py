@@ -312,6 +312,22 @@ async def test_a_request_that_comes_in_the_moment_of_the_suspension_is_answered_
         assert (answer["lastHandledRequest"], answer["views"][0]["reason"]) == ("r1", "DatabaseSuspended")
 
 
+async def test_of_two_requests_in_one_second_the_second_is_answered_though_the_database_is_suspended_then() -> None:
+    async with World() as world:
+        world.database()
+        place = world.policy(schedule={"cron": "0 0 1 1 *"})
+        await until(1)
+        world.api.annotate(place, "r1")
+        await until(1.5)
+        world.api.annotate(place, "r2")
+        await until(1.8)
+        world.database(suspend=True)
+        await until(5)
+        assert world.executor.views == ["mv"]
+        answer = world.api.status(place)
+        assert (answer["lastHandledRequest"], answer["views"][0]["reason"]) == ("r2", "DatabaseSuspended")
+
+
 async def test_a_policy_moved_away_from_a_suspended_database_owes_nothing_either() -> None:
     async with World() as world:
         world.database(suspend=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.refreshes import a_run
 from tests.unit.memory_api import Body
-from tests.unit.ports import FAILED, Told, VirtualClock, at
+from tests.unit.ports import FAILED, LOCK_HELD, Told, VirtualClock, at
 from tests.unit.world import POLICY, World, key, until
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
@@ -170,6 +170,19 @@ async def test_who_is_covered_after_his_deadline_begins_nothing_else() -> None:
         assert told(world, first) == [("SUCCESS", None)]
         assert world.executor.views == ["v"]  # w was due at 30 s, and might begin until 50
         assert world.condition(both, "Fresh") == ("False", "SlotMissed")
+
+
+async def test_who_waited_for_a_run_that_found_the_lock_held_is_missed_after_his_deadline() -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 1})
+        world.policy("b", startingDeadlineSeconds=300)
+        both = world.policy("both", views=[{"name": "b"}, {"name": "c"}])
+        world.executor.slow["b"] = 25
+        world.executor.script["b"] = [LOCK_HELD]
+        await until(59)
+        assert told(world, both) == []  # not even that c was interrupted
+        assert world.condition(both, "Fresh") == ("False", "SlotMissed")
+        assert world.api.status(both)["missedSlots"] == 1
 
 
 async def test_what_is_not_known_any_more_is_asked_of_the_server() -> None:

@@ -364,6 +364,8 @@ def entry(seconds: float, correlation_id: str | None = None) -> HistoryEntry:
         ({}, False),
         ({"last_slot_time": at(30), "history": (entry(45),)}, True),
         ({"last_slot_time": at(30), "history": (entry(31),)}, False),
+        ({"last_slot_time": at(0), "observed_generation": 2}, True),
+        ({"last_slot_time": at(0), "observed_generation": 1}, False),
     ],
 )
 async def test_ours_is_dropped_where_another_process_has_gone_on(theirs: dict[str, object], *, dropped: bool) -> None:
@@ -374,11 +376,11 @@ async def test_ours_is_dropped_where_another_process_has_gone_on(theirs: dict[st
     await reported.api.write(policy.ref, other, resource_version=version)  # by another operator
     before = reported.api.status(policy.key)
     async with reported.running():
-        reported.say(policy, 30, history=(entry(32),))
+        reported.say(policy, 30, history=(entry(32),), observed_generation=1)
         await until(10)
         assert (reported.api.status(policy.key) == before) is dropped
         # The next one is written all the same: nobody is locked out for good.
-        reported.say(policy, 90, history=(entry(92),))
+        reported.say(policy, 90, history=(entry(92),), observed_generation=2)
         await until(20)
     assert reported.stored(policy.key) == "2026-11-22T12:01:30Z"
 

@@ -240,8 +240,9 @@ def _readiness(status: MatviewRefreshPolicyStatus, standing: Standing) -> list[S
 
 
 def _last_slot(status: MatviewRefreshPolicyStatus, slot_time: datetime, *, now: datetime) -> datetime:
-    # The slot may be hours old: the clock was set forward while it was worked on.
-    return max(slot_time, believed(status.last_slot_time or slot_time, now=now))
+    # By now's clock: the slot may be hours old, if that was set forward while it was worked on.
+    last = status.last_slot_time or slot_time
+    return max(slot_time, last) if believed(last, now=now) == last else slot_time
 
 
 _REASONS = frozenset(reason.value for reason in RefreshReason)

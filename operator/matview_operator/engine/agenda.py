@@ -213,6 +213,7 @@ class Agenda:
             return
         missed = 0 if slot.request is not None else policy.missed  # of what is superseded now, the next slot tells
         begun = self._recoveries.begun(policy)
+        self.dispatcher.begins(key)
         report = await self._runner.run(
             policy,
             slot,
@@ -235,7 +236,8 @@ class Agenda:
     def _may_work(self, policy: Policy, slot: Slot) -> bool:
         """Whether there is still something to do; a request's work is told before it begins."""
         if slot.request is None:
-            return policy.spec is not None and not self._recoveries.is_done(policy.key, slot)
+            is_due = policy.spec is not None and not self._registry.is_suspended(policy)
+            return is_due and not self._recoveries.is_done(policy.key, slot)
         policy.held_request = None
         if policy.spec is None or slot.request != policy.request or slot.request == policy.status.last_handled_request:
             return False  # superseded, withdrawn or answered while it waited

@@ -21,7 +21,7 @@ class _Lane:
     current: Slot | None = None
     """What the task works on."""
     begun: bool = False
-    """Whether the task has had its first turn."""
+    """Whether the task has something to stop."""
     slot: Slot | None = None
     request: Slot | None = None
 
@@ -104,6 +104,11 @@ class Dispatcher:
         if lane is not None and not self._closed:
             self._pump(key, lane)
 
+    def begins(self, key: Key) -> None:
+        """To be told by the work when it can be stopped from now on, and will say what was interrupted."""
+        if key in self._lanes:
+            self._lanes[key].begun = True
+
     def stop(self, key: Key) -> None:
         """Cancel the run in flight, on the server too; its report says what was interrupted.
 
@@ -138,7 +143,7 @@ class Dispatcher:
     def _pump(self, key: Key, lane: _Lane) -> None:
         if lane.task is None and (slot := self._next(key, lane)) is not None:
             lane.begun, lane.current = False, slot
-            lane.task = asyncio.create_task(self._run(key, lane, slot), name=f"slot {key} {slot.id}")
+            lane.task = asyncio.create_task(self._run(key, slot), name=f"slot {key} {slot.id}")
             lane.task.add_done_callback(lambda task: self._ended(key, lane, task))
         if lane.task is None and lane.request is None and lane.slot is None:
             self._lanes.pop(key, None)
@@ -161,8 +166,7 @@ class Dispatcher:
             return None
         return slot
 
-    async def _run(self, key: Key, lane: _Lane, slot: Slot) -> None:
-        lane.begun = True
+    async def _run(self, key: Key, slot: Slot) -> None:
         await self._work(key, slot)
 
     def _ended(self, key: Key, lane: _Lane, task: asyncio.Task[None]) -> None:

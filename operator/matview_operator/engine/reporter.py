@@ -148,10 +148,12 @@ class Reporter:
 
 
 def _is_newer(stored: object, ours: Status) -> bool:
-    """Whether the stored status knows of a later slot than ours: then another process has gone on without us."""
+    """Whether the stored status knows of something later than ours: then another process has gone on without us."""
     if not isinstance(ours, MatviewRefreshPolicyStatus):
         return False
     theirs = read_policy_status(stored)
+    if (theirs.observed_generation or 0) > (ours.observed_generation or 0):
+        return True  # it may be another shard's by a change that we have not heard of yet
     if theirs.last_slot_time is not None and (
         ours.last_slot_time is None or theirs.last_slot_time > ours.last_slot_time
     ):

@@ -216,13 +216,15 @@ class SlotRunner:
                 seconds=attempts.seconds_for_a_place(step),
                 follows=lambda: attempts.follows(step),
             ) as seat:
-                if seat.known is not None:
+                if seat.known is not None and seat.known.outcome is RefreshOutcome.SKIPPED_COVERED:
                     # Whoever is covered has begun nothing: it may be late by now, and a window may have closed.
                     if not attempts.has_begun(but=step):
                         self._permits.check_unchanged(policy)
                     self._permits.database_of(policy)
                     return [seat.known]
                 database = check()
+                if seat.known is not None:
+                    return [seat.known]
                 runs = [self._run_of(view, work) for view in step.views]
                 results = await execute(
                     self._executor, runs, where=work.where, spec=spec, database=database, begin=begin
