@@ -137,6 +137,8 @@ def check_pace(seen: Seen, call: Call, run: Run) -> None:
     is_first = call.is_first and not seen.lacks_a_secret(owner.namespace)
     if ended > call.at or run.due_at is None or not is_first or database is None or database.spec is None:
         return
+    if seen.process.counts.retried_at.get(str(run.policy_uid), NEVER) >= call.at - _TO_READ_SECONDS:
+        return  # a run that it waited for was its first attempt
     if database.has_ledger is not seen.process.sessions.servers[database.spec.secret_ref.name].has_ledger:
         return  # it is another server now, and has not been looked at
     least, pause = database.spec.limits.min_interval_seconds, call.at - before

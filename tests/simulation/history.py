@@ -37,7 +37,7 @@ class History:
         self.cluster.written = self.accounts.stored
         draw = self._random = Random(seed)  # noqa: S311 - to be the same each time
         self.seconds = draw.choice((120, 180, 240, 240, 300, 300, 400, 600))
-        self._draw = Draw(draw, slots=draw.choice((2, 3, 4, 6)), seconds=self.seconds)
+        self._draw = Draw(draw, slots=draw.choice((2, 2, 3, 3, 6)), seconds=self.seconds)
         self._trouble = draw.choice((0.0, 0.0, 0.02, 0.1, 0.3))
         self._places = draw.choice((2, 3, 4, 32))
         self.servers = {

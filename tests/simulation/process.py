@@ -53,11 +53,13 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class Counts:
-    """The process's metrics, of which the missed slots are looked at."""
+    """The process's metrics, of which missed slots and attempts are looked at."""
 
     process: Process
     missed: Counter[str] = field(default_factory=Counter)
     """By UID."""
+    retried_at: dict[str, float] = field(default_factory=dict)
+    """By UID: when something was last tried again."""
 
     def run_ended(self, key: Key, result: RefreshResult) -> None:
         """Count one run of one view."""
@@ -71,6 +73,7 @@ class Counts:
 
     def retried(self, key: Key, reason: RefreshReason) -> None:
         self.process.ground.tell(f"{self.process} will try {key} again after {reason}")
+        self.retried_at[self.process.supervisor.registry.policies[key].ref.uid] = self.process.ground.now
 
     def policy_gone(self, key: Key) -> None:
         """Its series end."""

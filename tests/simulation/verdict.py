@@ -146,7 +146,9 @@ class Verdict:
         return 1.5 * views * max(server.seconds for server in self._process.sessions.servers.values())
 
     def _is_forgiven(self, policy: Policy, slot: datetime) -> bool:
-        """Whether the schedule changed, or was resumed, after the slot."""
+        """Whether the schedule changed, or was resumed, after the slot; by the clock too, which may have been ahead."""
+        if self._ground.clock.set_back and slot <= self._process.heard_until:
+            return True
         place = policy.database_key
         changed = self._process.news_at.get((POLICY, policy.key), 0.0)
         if place is not None:
