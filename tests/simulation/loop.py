@@ -119,14 +119,16 @@ class VirtualLoop(base_events.BaseEventLoop):
         life.parked = []
 
     def close_tasks(self) -> None:
-        """End what never ended, dead processes' tasks too; called within the loop's last step."""
+        """End what never ended, dead processes' tasks too; called within the loop's last step, or after it."""
+        if self._is_over:
+            return  # it was the history itself that was closed
         self._is_over = True
-        for task in self._tasks:
+        for task in [*self._tasks]:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coroutine = task.get_coro()
             for _ in range(2):  # a task group wants to wait for its tasks first
                 with suppress(RuntimeError):
-                    if coroutine is not None and task is not asyncio.current_task():
+                    if coroutine is not None and task is not asyncio.current_task(self):
                         coroutine.close()
         self._tasks.clear()
         self._ready.clear()
