@@ -56,6 +56,7 @@ class Wish:
     near: int | None = None
     """And with its name changed like this."""
     guard: dict[str, Any] | None = None
+    depends_on: list[dict[str, Any]] | None = None
 
 
 def _sometimes(usual: Any, hostile: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -67,8 +68,11 @@ numbers = st.integers(0, 10_000)
 guards = st.none() | st.fixed_dictionaries(
     {"minRows": st.just(1)}, optional={"maxRowLossPercent": st.just(50), "keepTenants": st.just("id") | names}
 )
+reads = _sometimes(
+    None, st.lists(st.fixed_dictionaries({"name": names}, optional={"schema": names}), min_size=1, max_size=2)
+)
 granted = st.one_of(
-    st.builds(Wish, _sometimes("public", names), names, exists=st.just(True), guard=guards),
+    st.builds(Wish, _sometimes("public", names), names, exists=st.just(True), guard=guards, depends_on=reads),
     st.builds(Wish, st.just(""), st.just(""), known=numbers, guard=guards),
 )
 """Of a view that exists, if PostgreSQL can have it."""
@@ -96,13 +100,28 @@ def _spec(required: dict[str, st.SearchStrategy[Any]], **optional: st.SearchStra
     return st.fixed_dictionaries(required, optional=optional)
 
 
+zones = st.sampled_from(["Europe/Berlin", "../../etc/passwd", "/etc/localtime", "UTC"]) | texts
 schedules = _sometimes(
     {"everySeconds": 30},
     st.fixed_dictionaries(
         {"cron": st.sampled_from(["* * * * *", "61 * * * *", "0 0 31 2 *", "*/0 * * * *", "1-0 * * * *"]) | texts},
-        optional={"timeZone": st.sampled_from(["Europe/Berlin", "../../etc/passwd", "/etc/localtime", "UTC"]) | texts},
+        optional={"timeZone": zones},
     ),
 )
+
+
+windows = _sometimes(
+    [],
+    st.lists(
+        st.fixed_dictionaries(
+            {"kind": st.just("Allow"), "cron": st.just("* * * * *") | texts, "durationSeconds": st.just(60)},
+            optional={"timeZone": zones},
+        ),
+        min_size=1,
+        max_size=2,
+    ),
+)
+"""Open, or none that a database may have."""
 
 
 def _attacks(
@@ -126,6 +145,7 @@ def _attacks(
         database=_spec(
             {"secretRef": _sometimes({"name": "db-app"}, st.fixed_dictionaries({"name": texts}))},
             searchPath=_sometimes([], st.lists(names, max_size=3)),
+            windows=windows,
             database=_sometimes(None, texts),
         ),
         secret=_sometimes({}, st.dictionaries(st.sampled_from(["dbname", "username", "password", "port"]), texts)),

@@ -134,7 +134,9 @@ class Target:
                 **attack.policy,
                 "retry": {"limit": 0},
                 "views": [
-                    {"schema": schema, "name": name} | ({} if wish.guard is None else {"guard": wish.guard})
+                    {"schema": schema, "name": name}
+                    | ({} if wish.guard is None else {"guard": wish.guard})
+                    | ({} if wish.depends_on is None else {"dependsOn": wish.depends_on})
                     for (schema, name), wish in zip(views, attack.wishes, strict=True)
                 ],
             },
@@ -150,7 +152,8 @@ class Target:
             return
         report = await self._run(policy, reached, attack)
         right = not attack.secret and reached.database is None and policy.spec.database_ref.name == "db"
-        can_work = right and policy.spec.isolation == "Shared"
+        ordered = all(wish.depends_on is None for wish in attack.wishes)  # else it says which names are missing
+        can_work = right and ordered and policy.spec.isolation == "Shared"
         ends = []
         for (view, result), name, wish in zip(report.results, views, attack.wishes, strict=True):
             assert (view.schema, view.name) == name

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from matview_operator.domain.slot import Slot
 from matview_operator.engine.ports import Clock, Key
@@ -33,7 +34,7 @@ class Dispatcher:
         self,
         *,
         clock: Clock,
-        work: Callable[[Key, Slot], Awaitable[None]],
+        work: Callable[[Key, Slot], Coroutine[Any, Any, None]],
         superseded: Callable[[Key, Slot], None],
         late: Callable[[Key, Slot], None],
         taken: Callable[[Key, Slot], None],
@@ -143,7 +144,7 @@ class Dispatcher:
     def _pump(self, key: Key, lane: _Lane) -> None:
         if lane.task is None and (slot := self._next(key, lane)) is not None:
             lane.begun, lane.current = False, slot
-            lane.task = asyncio.create_task(self._run(key, slot), name=f"slot {key} {slot.id}")
+            lane.task = asyncio.create_task(self._work(key, slot), name=f"slot {key} {slot.id}")
             lane.task.add_done_callback(lambda task: self._ended(key, lane, task))
         if lane.task is None and lane.request is None and lane.slot is None:
             self._lanes.pop(key, None)
@@ -165,9 +166,6 @@ class Dispatcher:
             self._drop(key, slot)
             return None
         return slot
-
-    async def _run(self, key: Key, slot: Slot) -> None:
-        await self._work(key, slot)
 
     def _ended(self, key: Key, lane: _Lane, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
