@@ -408,6 +408,23 @@ async def test_slots_that_were_superseded_before_a_crash_are_counted_once() -> N
         assert again.api.status(place)["missedSlots"] == 1
 
 
+async def test_a_slot_in_flight_when_a_window_closes_is_not_passed_over_by_those_that_are_missed_then() -> None:
+    former = await World().__aenter__()
+    former.database(windows=[{"kind": "Deny", "cron": "1 12 * * *", "durationSeconds": 600}])
+    place = former.policy(startingDeadlineSeconds=1000)
+    former.executor.seconds = 100
+    await until(100)  # from 30 on it runs; 60 waits for the window, and is superseded by 90
+    assert former.executor.views == ["mv"]
+    assert "lastSlotTime" not in former.api.status(place)
+    await former.crash()
+    async with World(former=former) as world:
+        world.executor.seconds = 1
+        await until(665)  # the window has opened again
+        status = world.api.status(place)
+        assert world.executor.calls[-1].run.due_at == at(660)
+        assert (status["missedSlots"], status["lastSlotTime"]) == (21, "2026-11-22T12:11:00Z")  # 30 to 630
+
+
 async def test_what_a_slot_that_sigterm_stops_had_missed_is_counted_once() -> None:
     former = await lived(35, startingDeadlineSeconds=20)
     await until(130)  # down at 60, 90 and 120

@@ -77,7 +77,7 @@ class Agenda:
         self.dispatcher = Dispatcher(
             clock=clock,
             work=self._work,
-            superseded=self.chronicle.superseded,
+            superseded=self._superseded,
             late=self.chronicle.late,
             taken=turns.taken,
             over=turns.over,
@@ -189,6 +189,9 @@ class Agenda:
         except Exception:  # The timers are everybody's: one policy's bug must not stop them, nor its own next slot.
             log.exception("slot not taken up", extra={"action": "schedule", "policy": str(policy.key)})
             self.timers.set(policy.key, max(due, self._clock.now()) + _AFTER_A_BUG)
+
+    def _superseded(self, key: Key, slot: Slot) -> None:
+        self.chronicle.superseded(key, slot, behind=self.dispatcher.works_on_a_slot(key))
 
     def _wake(self, key: Key) -> None:
         self._fire(key, self._clock.now())  # a newer slot that is due at this very instant takes the place of the old

@@ -106,14 +106,15 @@ class Chronicle:
         assert timetable is not None  # it has slots
         self._count_missed(policy, count, newest=timetable.newest_at(before - timedelta(seconds=1)))
 
-    def superseded(self, key: Key, slot: Slot) -> None:
-        """Count a slot in whose place a newer one waits."""
+    def superseded(self, key: Key, slot: Slot, *, behind: bool) -> None:
+        """Count a slot in whose place a newer one waits; `behind` one that is in flight, which has to be told first."""
         policy = self._registry.policies.get(key)
         if policy is not None and not self._recoveries.is_again(key, slot):
             # Told with the next slot's result: a write per skipped slot would be a storm.
             self._count_missed(policy, 1, newest=slot.due_at)
             said = statement_of(policy.status.conditions, FRESH)
-            if self._holds.closed_until(policy) is not None and (said is None or said.reason != WINDOW_CLOSED):
+            is_said = said is not None and said.reason == WINDOW_CLOSED
+            if not (behind or is_said) and self._holds.closed_until(policy) is not None:
                 self._tell_missed(policy, slot)  # the first one: the next result may be hours away
 
     def late(self, key: Key, slot: Slot) -> None:

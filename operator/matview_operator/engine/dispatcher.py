@@ -92,6 +92,11 @@ class Dispatcher:
         """Whether the policy has something in flight or waiting."""
         return key in self._lanes
 
+    def works_on_a_slot(self, key: Key) -> bool:
+        """Whether a slot of the policy is in flight."""
+        lane = self._lanes.get(key)
+        return lane is not None and lane.current is not None and lane.current.request is None
+
     def forget_slot(self, key: Key) -> None:
         """Drop the waiting slot: its schedule is no longer the policy's."""
         if key in self._lanes:
