@@ -62,6 +62,9 @@ class Judge:
         self.calls += 1
         ground.tell(f"{process} begins {run.slot_id} of {uid[:8]}: {', '.join(str(run.view) for run in call.runs)}")
         self._check_alone(process, call)
+        if not self._exists(uid):
+            for server in process.sessions.servers.values():
+                server.excused.update((uid, each.slot_id, str(each.view)) for each in call.runs)
         known = process.supervisor.registry.policies.values()
         policy = next((policy for policy in known if policy.ref.uid == uid), None)
         check_budget(seen, call, policy)
