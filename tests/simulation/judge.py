@@ -62,7 +62,8 @@ class Judge:
         self.calls += 1
         ground.tell(f"{process} begins {run.slot_id} of {uid[:8]}: {', '.join(str(run.view) for run in call.runs)}")
         self._check_alone(process, call)
-        if not self._exists(uid):
+        exists = self._exists(uid)
+        if not exists:
             for server in process.sessions.servers.values():
                 server.excused.update((uid, each.slot_id, str(each.view)) for each in call.runs)
         known = process.supervisor.registry.policies.values()
@@ -70,7 +71,7 @@ class Judge:
         check_budget(seen, call, policy)
         done = [each for each in call.runs if (uid, each.slot_id, str(each.view)) in seen.done]
         # A policy may become a group in the middle of a slot: one that is settled in part is refreshed again.
-        for each in done if len(done) == len(call.runs) and self._exists(uid) else ():
+        for each in done if len(done) == len(call.runs) and exists else ():
             ground.violate(f"{process} begins {each.slot_id} of {uid} again, though {each.view} was done for it")
         if policy is not None and policy.spec is not None:
             call.is_first = begins_its_slot(seen, policy, run)

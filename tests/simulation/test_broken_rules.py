@@ -32,7 +32,7 @@ from matview_operator.engine.supervisor import Supervisor
 from matview_operator.engine.timers import Timers
 from matview_operator.engine.turns import Work
 
-HISTORIES = 1000
+HISTORIES = 400
 """So many are tried until one shows it."""
 
 Break = Callable[[pytest.MonkeyPatch], None]

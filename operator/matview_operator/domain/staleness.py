@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.api.policy import MatviewRefreshPolicySpec
-from matview_operator.api.policy_status import MatviewRefreshPolicyStatus, ViewStatus
+from matview_operator.api.policy_status import HistoryEntry, MatviewRefreshPolicyStatus, ViewStatus
 from matview_operator.domain.conditions import RUN_FAILED, RUN_TOO_LONG, TARGET_MISSED, Statement
 from matview_operator.domain.schedule import Due
 
@@ -38,6 +38,7 @@ class StalenessTarget:
     """How long a run takes, as measured."""
     not_before: datetime
     has_failed: bool
+    history: tuple[HistoryEntry, ...]
 
     @property
     def _target(self) -> timedelta:
@@ -71,7 +72,17 @@ class StalenessTarget:
             return Due(0, None, due)
         # What is too late to be begun is not missed but due now: the rows grow older all the time.
         newest = due if until - due < self.starting_deadline else _whole(until)
-        return Due(1, newest, self.after_run(until))
+        return Due(1, self._unused(newest), self.after_run(until))
+
+    def _unused(self, instant: datetime) -> datetime:
+        """The first second from then on by which no slot of the history is named.
+
+        A clock that was set back shows them anew, and the ledger would take a second slot of that name for done.
+        """
+        used = {entry.slot_time for entry in self.history}
+        while instant in used:
+            instant += _SECOND
+        return instant
 
     def after_run(self, begun_at: datetime) -> datetime:
         """When it will be due again if a run begins now and goes as expected."""
@@ -113,6 +124,7 @@ def staleness_target(
         expected=_expected(status),
         not_before=_not_before([view for view in views if view is not None], failures),
         has_failed=failures > 0,
+        history=status.history,
     )
 
 

@@ -106,8 +106,7 @@ class Agenda:
         due = timetable.due_between(policy.taken_until, now)
         self.timers.set(policy.key, due.following)
         if due.newest is not None:
-            newest = _unused(due.newest, policy) if isinstance(timetable, StalenessTarget) else due.newest
-            self._take(policy, newest, count=due.slots)
+            self._take(policy, due.newest, count=due.slots)
         self.dispatcher.look(policy.key)
 
     def announce(self, policy: Policy) -> None:
@@ -271,14 +270,3 @@ class Agenda:
         timetable = policy.timetable
         is_a_slot = timetable is not None and timetable.newest_at(slot.due_at) == slot.due_at
         return is_a_slot and not self._registry.is_suspended(policy)
-
-
-def _unused(instant: datetime, policy: Policy) -> datetime:
-    """The first second from then on by which no slot of the policy's history is named.
-
-    A clock that was set back shows them anew, and the ledger would take a second slot of that name for done.
-    """
-    used = {entry.slot_time for entry in policy.status.history}
-    while instant in used:
-        instant += timedelta(seconds=1)
-    return instant

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matview_operator.domain.conditions import Transition
 from matview_operator.engine.ports import ObjectRef, Status
@@ -65,9 +65,9 @@ class Backlog:
         self._put(ref, Document(status, since, (*untold, *changes)[-_UNTOLD:]))
 
     def put_back(self, ref: ObjectRef, document: Document) -> None:
-        """Have a document that was taken written later, unless there is a newer one."""
+        """Have a document that was taken written later, unless there is a newer one; its changes have been told."""
         if ref not in self._urgent and ref not in self._patient:
-            self._put(ref, document)
+            self._put(ref, replace(document, untold=()))
 
     def forget(self, ref: ObjectRef) -> None:
         """Drop what waits for a deleted object."""

@@ -132,8 +132,9 @@ class Chronicle:
     def _tell_missed(self, policy: Policy, slot: Slot) -> None:
         # Among them are slots newer than this one, if it was late because the clock was set forward. None of them may
         # be counted once more by the next process.
-        now = self._clock.now()
-        newest = max(slot.due_at, min(policy.missed_until or now, now))
+        now, counted_until = self._clock.now(), policy.missed_until
+        assert counted_until is not None  # the slot itself has been counted
+        newest = counted_until if slot.due_at < counted_until <= now else slot.due_at
         status = after_missed(policy.status, count=policy.missed, newest=newest, now=now)
         policy.missed, policy.missed_until = 0, None
         self._retime(policy, status)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 
 from matview_operator.api.database import MatviewDatabaseStatus
@@ -101,9 +100,8 @@ class Reporter:
         failures = 0
         while True:
             ref, document = await self._backlog.take()
-            for transition in document.untold:
+            for transition in document.untold:  # whether it can be written or not
                 self._events.record(ref, transition)
-            document = replace(document, untold=())  # whether it can be written or not
             try:
                 await self._write(ref, document)
                 failures = 0
