@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NewType
 
 from matview_operator.api.database import DatabaseLimits
@@ -98,6 +99,7 @@ def group_timeout(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) -> 
     return min(limits.timeout_seconds, sum(view.timeout_seconds or limits.timeout_seconds for view in spec.views))
 
 
+@lru_cache(maxsize=1024)
 def slot_id(instant: datetime) -> SlotId:
     """Name the slot at this instant, the same in every process and after every restart."""
     return SlotId(f"slot:{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")

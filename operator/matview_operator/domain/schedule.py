@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ _DAY = timedelta(days=1)
 """No change of clocks leaves out or repeats more."""
 _INSTANT = timedelta(microseconds=1)
 _FEW = 3
+_REMEMBERED = 1024
 
 
 class Due(NamedTuple):
@@ -64,63 +66,80 @@ class Timetable:
         every, jitter = self.schedule.every_seconds, f" jitter {self.jitter_seconds}s" if self.jitter_seconds else ""
         return (f"{self.schedule.cron} {self.schedule.time_zone}" if every is None else f"every {every}s") + jitter
 
-    @property
-    def _calendar(self) -> Calendar:
-        return calendar(self.schedule.cron or "")
-
     def _next_after(self, instant: datetime) -> datetime:
-        if self.schedule.every_seconds is not None:
-            return _multiple(instant, self.schedule.every_seconds) + timedelta(seconds=self.schedule.every_seconds)
-        begin, offset, low = self._from(instant)
-        while True:
-            slot = max(begin, _utc(self._calendar.first_from(low), offset))
-            change = first_change(self.schedule.time_zone, after=begin, until=slot)
-            if change is None:
-                return slot
-            begin, offset = change.at, change.after
-            low = _local(begin, change.before if self._calendar.is_fixed else change.after)
+        every, second = self.schedule.every_seconds, instant.replace(microsecond=0)  # slots are whole seconds
+        if every is not None:
+            return _multiple(second, every) + timedelta(seconds=every)
+        return _cron_next(self.schedule.cron or "", self.schedule.time_zone, second)
 
     def _newest_at(self, instant: datetime) -> datetime:
-        if self.schedule.every_seconds is not None:
-            return _multiple(instant, self.schedule.every_seconds)
-        end, offset = instant, offset_at(self.schedule.time_zone, instant)
-        high = _local(end, offset)
-        while True:
-            local = self._calendar.last_to(high)
-            slot = _utc(local, offset)
-            change = last_change(self.schedule.time_zone, after=slot - _DAY, until=end)
-            if change is None:
-                return slot
-            if local >= _local(change.at, change.before if self._calendar.is_fixed else change.after):
-                return max(change.at, slot)
-            end, offset = change.at - _INSTANT, change.before
-            high = _local(end, offset)
-
-    def _from(self, instant: datetime) -> tuple[datetime, timedelta, datetime]:
-        """Where slots after an instant begin: there, by this offset, from this local time on."""
-        offset = offset_at(self.schedule.time_zone, instant)
-        low = _local(instant, offset) + _INSTANT
-        change = last_change(self.schedule.time_zone, after=instant - _DAY, until=instant)
-        if change is not None and self._calendar.is_fixed:
-            low = max(low, _local(change.at, change.before))  # what is shown for the second time had its slot
-        return instant, offset, low
+        every, second = self.schedule.every_seconds, instant.replace(microsecond=0)
+        if every is not None:
+            return _multiple(second, every)
+        return _cron_newest(self.schedule.cron or "", self.schedule.time_zone, second)
 
     def _count(self, after: datetime, until: datetime) -> int:
         every = self.schedule.every_seconds
         if every is not None:
             return (_multiple(until, every) - _multiple(after, every)) // timedelta(seconds=every)
-        count = self._calendar.count
-        slots = 0
-        _, offset, low = self._from(after)
-        for change in changes(self.schedule.time_zone, after=after, until=until):
-            slots += count(low, _local(change.at, offset))
-            offset, low = change.after, _local(change.at, change.after)
-            if self._calendar.is_fixed:
-                left_out_from, low = _local(change.at, change.before), max(low, _local(change.at, change.before))
-                if left_out_from < low and count(left_out_from, low + _INSTANT):
-                    # All that is left out, and what is at its end, is one slot.
-                    slots, low = slots + 1, low + _INSTANT
-        return slots + count(low, _local(until, offset) + _INSTANT)
+        after, until = after.replace(microsecond=0), until.replace(microsecond=0)
+        return _cron_count(self.schedule.cron or "", self.schedule.time_zone, after, until)
+
+
+# A thousand policies of one schedule ask the same within one second, and each of them more than once.
+@lru_cache(maxsize=_REMEMBERED)
+def _cron_next(cron: str, zone: str, instant: datetime) -> datetime:
+    fields = calendar(cron)
+    begin, offset, low = _begin(fields, zone, instant)
+    while True:
+        slot = max(begin, _utc(fields.first_from(low), offset))
+        change = first_change(zone, after=begin, until=slot)
+        if change is None:
+            return slot
+        begin, offset = change.at, change.after
+        low = _local(begin, change.before if fields.is_fixed else change.after)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _cron_newest(cron: str, zone: str, instant: datetime) -> datetime:
+    fields = calendar(cron)
+    end, offset = instant, offset_at(zone, instant)
+    high = _local(end, offset)
+    while True:
+        local = fields.last_to(high)
+        slot = _utc(local, offset)
+        change = last_change(zone, after=slot - _DAY, until=end)
+        if change is None:
+            return slot
+        if local >= _local(change.at, change.before if fields.is_fixed else change.after):
+            return max(change.at, slot)
+        end, offset = change.at - _INSTANT, change.before
+        high = _local(end, offset)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _cron_count(cron: str, zone: str, after: datetime, until: datetime) -> int:
+    fields, slots = calendar(cron), 0
+    _, offset, low = _begin(fields, zone, after)
+    for change in changes(zone, after=after, until=until):
+        slots += fields.count(low, _local(change.at, offset))
+        offset, low = change.after, _local(change.at, change.after)
+        if fields.is_fixed:
+            left_out_from, low = _local(change.at, change.before), max(low, _local(change.at, change.before))
+            if left_out_from < low and fields.count(left_out_from, low + _INSTANT):
+                # All that is left out, and what is at its end, is one slot.
+                slots, low = slots + 1, low + _INSTANT
+    return slots + fields.count(low, _local(until, offset) + _INSTANT)
+
+
+def _begin(fields: Calendar, zone: str, instant: datetime) -> tuple[datetime, timedelta, datetime]:
+    """Where slots after an instant begin: there, by this offset, from this local time on."""
+    offset = offset_at(zone, instant)
+    low = _local(instant, offset) + _INSTANT
+    change = last_change(zone, after=instant - _DAY, until=instant)
+    if change is not None and fields.is_fixed:
+        low = max(low, _local(change.at, change.before))  # what is shown for the second time had its slot
+    return instant, offset, low
 
 
 def _local(instant: datetime, offset: timedelta) -> datetime:
