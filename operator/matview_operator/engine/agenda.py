@@ -104,7 +104,7 @@ class Agenda:
             policy.taken_until = min(policy.taken_until, now)  # rows grow old by a clock that was set back, too
         policy.taken_until = believed(policy.taken_until, now=now)
         due = timetable.due_between(policy.taken_until, now)
-        self.timers.set(policy.key, due.following, begins_after=timetable.begins_after)
+        self.timers.set(policy.key, due.following)
         if due.newest is not None:
             self._take(policy, due.newest, count=due.slots)
         self.dispatcher.look(policy.key)
@@ -198,13 +198,11 @@ class Agenda:
 
     def _take(self, policy: Policy, newest: datetime, *, count: int) -> None:
         assert policy.spec is not None  # it has a timetable
-        assert policy.timetable is not None  # it has slots
         policy.taken_until = newest
         if count > 1:
             # After downtime or a stall the newest slot alone is run.
             self.chronicle.passed_over(policy, count - 1, before=newest)
-        deadline = policy.spec.starting_deadline_seconds
-        slot = scheduled(newest, starting_deadline_seconds=deadline, begins_after=policy.timetable.begins_after)
+        slot = scheduled(newest, starting_deadline_seconds=policy.spec.starting_deadline_seconds)
         self.dispatcher.submit(policy.key, slot)
 
     async def _work(self, key: Key, slot: Slot) -> None:

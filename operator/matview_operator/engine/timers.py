@@ -7,25 +7,18 @@ import heapq
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from matview_operator.engine.ports import Clock, Key
 
 LONGEST_SLEEP_SECONDS = 1.0
 """The wall clock is looked at this often, so that one that is set forward delays nothing for long."""
 _STALE_ENTRIES = 1000
-_NOTHING = timedelta()
 _STEP_BACK = timedelta(seconds=1)
 """Less is a clock that is being kept right."""
 
 
-class _Entry(NamedTuple):
-    fires_at: datetime
-    due: datetime
-
-
 class Timers:
-    """Calls `fire(key, due)` when an entry is due, in order of time. `fire` must not block."""
+    """Calls `fire(key, due)` when an entry is due, in order of due time. `fire` must not block."""
 
     def __init__(
         self, *, clock: Clock, fire: Callable[[Key, datetime], None], set_back: Callable[[], None] = lambda: None
@@ -34,27 +27,26 @@ class Timers:
         self._clock = clock
         self._fire = fire
         self._set_back = set_back
-        self._due: dict[Key, _Entry] = {}
+        self._due: dict[Key, datetime] = {}
         # Entries that were replaced or cancelled stay in the heap until they surface, and are then told by _due.
-        self._heap: list[tuple[_Entry, Key]] = []
+        self._heap: list[tuple[datetime, Key]] = []
         self._changed = asyncio.Event()
         self._caught_up = asyncio.Event()
         self.last_beat: datetime | None = None
         """When the loop last went round; a liveness probe looks at it."""
 
-    def set(self, key: Key, due: datetime, *, begins_after: timedelta = _NOTHING) -> None:
-        """Set or move the policy's one entry; it is fired so long after it is due."""
-        entry = _Entry(due + begins_after, due)
-        if self._due.get(key) == entry:
+    def set(self, key: Key, due: datetime) -> None:
+        """Set or move the policy's one entry."""
+        if self._due.get(key) == due:
             return
-        self._due[key] = entry
+        self._due[key] = due
         if len(self._heap) > 2 * len(self._due) + _STALE_ENTRIES:
             # Policies that are changed over and over leave entries that would not surface for months.
             self._heap = [(each, of) for of, each in self._due.items()]
             heapq.heapify(self._heap)
         else:
-            heapq.heappush(self._heap, (entry, key))
-        if self._heap[0] == (entry, key):
+            heapq.heappush(self._heap, (due, key))
+        if self._heap[0] == (due, key):
             self._changed.set()
 
     def cancel(self, key: Key) -> None:
@@ -63,8 +55,7 @@ class Timers:
 
     def due(self, key: Key) -> datetime | None:
         """When the policy is due next."""
-        entry = self._due.get(key)
-        return None if entry is None else entry.due
+        return self._due.get(key)
 
     async def caught_up(self) -> None:
         """Wait until everything that is due has been fired; after a second it is not waited for any more."""
@@ -89,7 +80,7 @@ class Timers:
             self._changed.clear()  # after firing, which sets it
             pause = LONGEST_SLEEP_SECONDS
             if self._heap:
-                pause = min(pause, max(0.0, (self._heap[0][0].fires_at - self._clock.now()).total_seconds()))
+                pause = min(pause, max(0.0, (self._heap[0][0] - self._clock.now()).total_seconds()))
             alarm = asyncio.get_running_loop().call_later(pause, self._changed.set)
             try:
                 await self._changed.wait()
@@ -97,12 +88,12 @@ class Timers:
                 alarm.cancel()
 
     def _is_behind(self) -> bool:
-        return bool(self._heap) and self._heap[0][0].fires_at <= self._clock.now()
+        return bool(self._heap) and self._heap[0][0] <= self._clock.now()
 
     def _fire_next(self, now: datetime) -> None:
-        while self._heap and self._heap[0][0].fires_at <= now:
-            entry, key = heapq.heappop(self._heap)
-            if self._due.get(key) == entry:
+        while self._heap and self._heap[0][0] <= now:
+            due, key = heapq.heappop(self._heap)
+            if self._due.get(key) == due:
                 del self._due[key]
-                self._fire(key, entry.due)
+                self._fire(key, due)
                 break
