@@ -66,31 +66,40 @@ class Timetable:
         every, jitter = self.schedule.every_seconds, f" jitter {self.jitter_seconds}s" if self.jitter_seconds else ""
         return (f"{self.schedule.cron} {self.schedule.time_zone}" if every is None else f"every {every}s") + jitter
 
+    @property
+    def _cron(self) -> tuple[str, str]:
+        return self.schedule.cron or "", self.schedule.time_zone
+
     def _next_after(self, instant: datetime) -> datetime:
-        every, second = self.schedule.every_seconds, instant.replace(microsecond=0)  # slots are whole seconds
+        every = self.schedule.every_seconds
         if every is not None:
-            return _multiple(second, every) + timedelta(seconds=every)
-        return _cron_next(self.schedule.cron or "", self.schedule.time_zone, second)
+            return _multiple(instant, every) + timedelta(seconds=every)
+        return _cron_next(*self._cron, whole_second(instant))
 
     def _newest_at(self, instant: datetime) -> datetime:
-        every, second = self.schedule.every_seconds, instant.replace(microsecond=0)
+        every = self.schedule.every_seconds
         if every is not None:
-            return _multiple(second, every)
-        return _cron_newest(self.schedule.cron or "", self.schedule.time_zone, second)
+            return _multiple(instant, every)
+        return _cron_newest(*self._cron, whole_second(instant))
 
     def _count(self, after: datetime, until: datetime) -> int:
         every = self.schedule.every_seconds
         if every is not None:
             return (_multiple(until, every) - _multiple(after, every)) // timedelta(seconds=every)
-        after, until = after.replace(microsecond=0), until.replace(microsecond=0)
-        return _cron_count(self.schedule.cron or "", self.schedule.time_zone, after, until)
+        return _cron_count(*self._cron, whole_second(after), whole_second(until))
+
+
+def whole_second(instant: datetime) -> datetime:
+    """The newest whole second: all slots are, so that nothing is due between two of them."""
+    return instant.replace(microsecond=0)
 
 
 # A thousand policies of one schedule ask the same within one second, and each of them more than once.
 @lru_cache(maxsize=_REMEMBERED)
 def _cron_next(cron: str, zone: str, instant: datetime) -> datetime:
     fields = calendar(cron)
-    begin, offset, low = _begin(fields, zone, instant)
+    begin = instant
+    offset, low = _from(fields, zone, instant)
     while True:
         slot = max(begin, _utc(fields.first_from(low), offset))
         change = first_change(zone, after=begin, until=slot)
@@ -120,7 +129,7 @@ def _cron_newest(cron: str, zone: str, instant: datetime) -> datetime:
 @lru_cache(maxsize=_REMEMBERED)
 def _cron_count(cron: str, zone: str, after: datetime, until: datetime) -> int:
     fields, slots = calendar(cron), 0
-    _, offset, low = _begin(fields, zone, after)
+    offset, low = _from(fields, zone, after)
     for change in changes(zone, after=after, until=until):
         slots += fields.count(low, _local(change.at, offset))
         offset, low = change.after, _local(change.at, change.after)
@@ -132,14 +141,14 @@ def _cron_count(cron: str, zone: str, after: datetime, until: datetime) -> int:
     return slots + fields.count(low, _local(until, offset) + _INSTANT)
 
 
-def _begin(fields: Calendar, zone: str, instant: datetime) -> tuple[datetime, timedelta, datetime]:
-    """Where slots after an instant begin: there, by this offset, from this local time on."""
+def _from(fields: Calendar, zone: str, instant: datetime) -> tuple[timedelta, datetime]:
+    """Where slots after an instant begin: by this offset, from this local time on."""
     offset = offset_at(zone, instant)
     low = _local(instant, offset) + _INSTANT
     change = last_change(zone, after=instant - _DAY, until=instant)
     if change is not None and fields.is_fixed:
         low = max(low, _local(change.at, change.before))  # what is shown for the second time had its slot
-    return instant, offset, low
+    return offset, low
 
 
 def _local(instant: datetime, offset: timedelta) -> datetime:

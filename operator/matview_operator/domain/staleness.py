@@ -9,7 +9,7 @@ from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.api.policy import MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import HistoryEntry, MatviewRefreshPolicyStatus, ViewStatus
 from matview_operator.domain.conditions import RUN_FAILED, RUN_TOO_LONG, TARGET_MISSED, Statement
-from matview_operator.domain.schedule import Due
+from matview_operator.domain.schedule import Due, whole_second
 
 MEASURED_RUNS = 5
 """The longest of so many counts, so that one that was slow by chance is forgotten."""
@@ -51,19 +51,19 @@ class StalenessTarget:
 
     @property
     def _due(self) -> datetime:
-        wished = _NEVER if self.data_as_of is None else _whole(self.data_as_of + self._target - self._lead)
+        wished = _NEVER if self.data_as_of is None else whole_second(self.data_as_of + self._target - self._lead)
         return max(wished, self.not_before)
 
     def next_after(self, instant: datetime) -> datetime:
         """The first instant after this one at which it is due."""
-        following = _whole(instant) + _SECOND
+        following = whole_second(instant) + _SECOND
         # Further ahead than rows of now are good for: somebody's clock was wrong.
         is_believed = self._due - instant <= self._target + _LONGEST_PAUSE
         return max(self._due, following) if is_believed else following
 
     def newest_at(self, instant: datetime) -> datetime:
         """The newest instant that may be a slot: any whole second may."""
-        return _whole(instant)
+        return whole_second(instant)
 
     def due_between(self, after: datetime, until: datetime) -> Due:
         """Whether it became due after the one instant, up to and including the other: one slot, however long ago."""
@@ -71,7 +71,7 @@ class StalenessTarget:
         if due > until:
             return Due(0, None, due)
         # What is too late to be begun is not missed but due now: the rows grow older all the time.
-        newest = due if until - due < self.starting_deadline else _whole(until)
+        newest = due if until - due < self.starting_deadline else whole_second(until)
         return Due(1, self._unused(newest), self.after_run(until))
 
     def _unused(self, instant: datetime) -> datetime:
@@ -86,7 +86,7 @@ class StalenessTarget:
 
     def after_run(self, begun_at: datetime) -> datetime:
         """When it will be due again if a run begins now and goes as expected."""
-        return _whole(begun_at + max(_BETWEEN_STARTS, self._target - self._lead))
+        return whole_second(begun_at + max(_BETWEEN_STARTS, self._target - self._lead))
 
     def describe(self) -> str:
         """The target in words, for `kubectl get`."""
@@ -152,11 +152,7 @@ def _not_before(views: list[ViewStatus], failures: int) -> datetime:
         return _NEVER
     pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, _DOUBLINGS)) if failures else _NOTHING
     # A whole second that is not before: slots are named by the second.
-    return _whole(max(max(started) + _BETWEEN_STARTS, max(ended) + pause)) + _SECOND
-
-
-def _whole(instant: datetime) -> datetime:
-    return instant.replace(microsecond=0)
+    return whole_second(max(max(started) + _BETWEEN_STARTS, max(ended) + pause)) + _SECOND
 
 
 def _seconds(duration: timedelta) -> int:
