@@ -79,9 +79,11 @@ async def test_fault_22_a_view_given_to_another_owner_after_the_lookup_is_left_a
 async def test_fault_22_a_refreshed_view_cannot_be_dropped_before_commit(database: Database, statement: str) -> None:
     dropper = await database.connect(APP_OWNER)
     async with paused(database, statement) as running:
+        # The claim leaves with REFRESH, which need not have begun when the claim is held back.
+        locks = "select count(*) from pg_locks where relation = 'mv'::regclass"
+        await settled(lambda: database.value_as(SUPERUSER, f"{locks} and mode = 'ExclusiveLock' and granted"), 1)
         dropping = asyncio.create_task(dropper.execute("drop materialized view mv"))
-        waiting = "select count(*) from pg_locks where relation = 'mv'::regclass and not granted"
-        await settled(lambda: database.value_as(SUPERUSER, waiting), 1)
+        await settled(lambda: database.value_as(SUPERUSER, f"{locks} and not granted"), 1)
     assert ended(running.result()) == (RefreshOutcome.SUCCESS, None)
     await dropping
     assert await ledger_rows(database) == [("SUCCESS", None, 1, True)]
