@@ -21,8 +21,9 @@ from matview_operator.domain.shard import Shard
 from matview_operator.engine.ports import Key
 
 _LOOK_SECONDS = 60.0
-_QUIET_SECONDS = 330.0
-"""Longer than a preflight's period, and than every timeout and pause that a fault leaves behind."""
+_QUIET_SECONDS = 150.0
+"""Longer than a preflight's period, that of the lists of all objects, and every timeout and pause that a fault leaves
+behind."""
 
 
 class History:

@@ -32,7 +32,7 @@ from matview_operator.engine.supervisor import Supervisor
 _TIMING = LeaseTiming(duration_seconds=30, deadline_seconds=21, renew_seconds=8, retry_seconds=5, request_seconds=3)
 """Four times as slow as in earnest: else half of all that happens would be renewals."""
 _LIST_PAUSE_SECONDS = 2.0
-_PRUNE_SECONDS = 300.0
+_PRUNE_SECONDS = 120.0
 
 
 class Observer(Protocol):
