@@ -21,9 +21,8 @@ from matview_operator.domain.shard import Shard
 from matview_operator.engine.ports import Key
 
 _LOOK_SECONDS = 60.0
-_QUIET_SECONDS = 150.0
-"""Longer than a preflight's period, that of the lists of all objects, and every timeout and pause that a fault leaves
-behind."""
+_QUIET_SECONDS, _QUIET_RUNS = 150.0, 11
+"""Longer than the periods of preflights and lists, than any pause that a fault leaves behind, and than so many runs."""
 
 
 class History:
@@ -90,7 +89,7 @@ class History:
             await asyncio.sleep(_LOOK_SECONDS)
             self._look()
         self._heal()
-        await asyncio.sleep(_QUIET_SECONDS)
+        await asyncio.sleep(max(_QUIET_SECONDS, _QUIET_RUNS * max(server.seconds for server in self.servers.values())))
         self._look()
         self._judge_end()
 

@@ -39,7 +39,7 @@ class Draw:
         }
         spec: dict[str, Any] = {"secretRef": {"name": server}, "sslMode": "disable", "limits": limits}
         # Shorter than the default: each history is quiet at its end until all have been looked at again.
-        spec["inventory"] = {"checkIntervalSeconds": 60}
+        spec["inventory"] = {"checkIntervalSeconds": 120}
         if self._random.random() < 0.15:
             kind, seconds = pick((("Deny", 60), ("Deny", 200), ("Allow", 420), ("Allow", 240)))
             spec["windows"] = [{"kind": kind, "cron": OPENING, "durationSeconds": seconds}]

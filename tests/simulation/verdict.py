@@ -172,6 +172,9 @@ class Verdict:
         ):
             self._ground.violate(f"{key} is {'' if is_well else 'not '}well, and says {ready}")
         is_told = fresh is not None and (fresh.reason in _MISSED or is_good is (fresh.status == "True"))
+        # A slot that a dead process tried again may be ahead of a clock that was set back; until then it stays told.
+        has_forgotten = self._ground.clock.set_back and self._process.started_at > self._ground.jumped_at
+        is_told |= has_forgotten and fresh is not None and fresh.reason == "Retrying"
         if newest is not None and not is_told:
             self._ground.violate(f"{key} says {fresh} after {newest}")
 

@@ -378,6 +378,8 @@ async def test_ours_is_dropped_where_another_process_has_gone_on(theirs: dict[st
     async with reported.running():
         reported.say(policy, 30, history=(entry(32),), observed_generation=1)
         await until(10)
+        reported.say(policy, 30, history=(entry(32),), observed_generation=1, missed_slots=1)
+        await until(15)
         assert (reported.api.status(policy.key) == before) is dropped
         # The next one is written all the same: nobody is locked out for good.
         reported.say(policy, 90, history=(entry(92),), observed_generation=2)

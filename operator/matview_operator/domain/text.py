@@ -20,7 +20,10 @@ def shown(text: str, *, size: int) -> str:
     sequences or marks of direction would have a terminal show something else.
     """
     # Cut first: a hostile server's text may have a gigabyte. A character takes one byte at least.
-    whole = "".join(map(_visible, text[:size]))
+    cut = text[:size]
+    if cut.isascii() and cut.isprintable():
+        return cut  # as nearly all are
+    whole = "".join(map(_visible, cut))
     return whole.encode()[:size].decode(errors="ignore")
 
 

@@ -136,9 +136,9 @@ class Reporter:
         except StatusConflict as conflict:
             if ref.uid not in versions:
                 return
-            versions[ref.uid] = conflict.resource_version
             if _is_newer(conflict.stored, status):
-                return
+                return  # what we have to say next is compared with it as well, until its news have come
+            versions[ref.uid] = conflict.resource_version
             self._backlog.put_back(ref, document)
         else:
             if ref.uid in versions:
