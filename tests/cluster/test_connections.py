@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sandbox.certificate import Authority
@@ -203,6 +204,24 @@ async def test_faults_15_a_secret_is_got_once_for_a_slot_and_a_rotated_one_serve
     await gated.open()
     status = tenant.refresh_now("sales", "again")
     assert [view["outcome"] for view in status["views"]] == ["SUCCESS"] * 12
+
+
+@pytest.mark.usefixtures("operator")
+async def test_what_is_due_at_one_instant_finds_its_connections_open(tenant: Tenant) -> None:
+    views = [(await tenant.database.make_view(f"view_{number}")).name for number in range(3)]
+    tenant.connect(spec={"limits": {"maxConcurrentRefreshes": 3, "minIntervalSeconds": 0}})
+    tenant.apply(*(policy(view.replace("_", "-"), view, every=10) for view in views))
+    first = tenant.wait("view-0", lambda status: status.get("lastSlotTime"))["lastSlotTime"]
+    following = datetime.fromisoformat(first) + timedelta(seconds=10)
+    await asyncio.sleep((following - datetime.now(UTC)).total_seconds() - 0.1)
+    opened = await tenant.database.value_as(
+        SUPERUSER,
+        "select count(*) from pg_stat_activity where datname = current_database() and usename = $1"
+        " and $2 - backend_start between interval '0' and interval '1 second'",
+        MV_OPERATOR,
+        following,
+    )
+    assert opened == len(views)
 
 
 def gets(tenant: Tenant) -> int:

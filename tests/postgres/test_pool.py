@@ -26,6 +26,7 @@ from matview_operator.api.outcome import RefreshReason
 from matview_operator.api.policy import Analyze
 from matview_operator.api.view import Concurrently, Guard
 from matview_operator.domain.connection import ConnectionTarget, parse_url
+from matview_operator.domain.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -51,6 +52,11 @@ class Runs:
 
     async def refresh(self, view: ViewName, *, target: ConnectionTarget | None = None, **fields: Any) -> RefreshResult:
         return await self._refresher.refresh(target=target or self.target, run=a_run(view, **fields))
+
+    async def ahead(
+        self, count: int, *, target: ConnectionTarget | None = None, tenant_setting: str | None = None
+    ) -> None:
+        await self._refresher.connect_ahead(target=target or self.target, tenant_setting=tenant_setting, count=count)
 
     async def backend(self, **fields: Any) -> object:
         """Refresh a view that shows which backend did it."""
@@ -473,6 +479,78 @@ async def test_idle_connections_are_bounded_in_all(database: Database) -> None:
         pids = [await runs.backend(target=replace(runs.target, owner=f"tenant-{number}/db")) for number in range(5)]
         await settled(lambda: backends(database), 3)
         assert await runs.backend(target=replace(runs.target, owner="tenant-4/db")) == pids[4]
+
+
+async def test_a_run_uses_a_connection_that_was_opened_ahead_and_no_more_are_than_there_is_use_for(
+    database: Database,
+) -> None:
+    gated = await GatedView.make(database)
+    await gated.shut()
+    async with Proxy(database.server.port) as proxy, runs_over(database, via=proxy) as runs:
+        await runs.ahead(2)
+        assert await backends(database) == 2
+        at_work = asyncio.create_task(runs.refresh(gated.view))
+        await gated.reached()
+        await runs.ahead(3)
+        await runs.ahead(1)
+        assert await backends(database) == 3
+        await runs.ahead(IDLE_PER_TARGET + 5)
+        assert await backends(database) == IDLE_PER_TARGET
+        await gated.open()
+        assert (await at_work).outcome is RefreshOutcome.SUCCESS
+        assert await runs.backend()
+        assert proxy.connections == IDLE_PER_TARGET
+
+
+@only_18
+async def test_connections_opened_ahead_are_bounded_and_kept_like_all_others(database: Database) -> None:
+    async with Proxy(database.server.port) as proxy:
+        async with runs_over(database, via=proxy, idle_in_all=3) as runs:
+            await runs.ahead(2, target=replace(runs.target, owner="other/db"))
+            await runs.ahead(4)
+            assert (await backends(database), proxy.connections) == (3, 3)
+        await settled(lambda: backends(database), 0)
+        await runs.ahead(2)
+        assert proxy.connections == 3, "the pool is closed"
+        async with runs_over(database, via=proxy, idle_seconds=0) as runs:
+            await runs.ahead(2)
+            assert proxy.connections == 3, "nothing is kept"
+    async with runs_over(database, idle_seconds=0.2) as runs:
+        await runs.ahead(2)
+        await settled(lambda: backends(database), 0)
+
+
+@only_18
+async def test_what_will_be_too_old_for_the_run_is_replaced_ahead(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Proxy(database.server.port) as proxy, runs_over(database, via=proxy) as runs:
+        await runs.backend()
+        await runs.ahead(1)
+        assert proxy.connections == 1
+        monkeypatch.setattr(pool_module, "AGE_SECONDS", pool_module.IDLE_SECONDS)
+        await runs.ahead(1)
+        assert proxy.connections == 2
+
+
+@only_18
+async def test_a_connection_that_cannot_be_opened_ahead_says_why(database: Database) -> None:
+    async with runs_over(database) as runs:
+        with pytest.raises(Problem) as caught:
+            await runs.ahead(2, target=replace(runs.target, user="nobody"))
+        assert caught.value.reason is RefreshReason.AUTHENTICATION_FAILED
+
+
+@only_18
+async def test_a_tenants_run_uses_the_connection_that_was_opened_ahead_for_its_setting(database: Database) -> None:
+    async with Proxy(database.server.port) as proxy, runs_over(database, via=proxy) as runs:
+        await runs.ahead(1, tenant_setting="app.current_tenant_id")
+        await runs.backend(**TENANT)
+        assert proxy.connections == 1
+        await runs.ahead(1)
+        assert proxy.connections == 2
+        await runs.backend()
+        assert proxy.connections == 2
 
 
 @only_18

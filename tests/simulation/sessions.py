@@ -65,6 +65,12 @@ class Sessions:
     ) -> tuple[RefreshResult, ...]:
         return await self._work(target, runs, timeout_seconds)
 
+    async def connect_ahead(self, *, target: ConnectionTarget, tenant_setting: str | None, count: int) -> None:  # noqa: ARG002 - of the port
+        server = self.servers[target.host]
+        await asyncio.sleep(10.0 if server.is_hung else self.ground.latency())
+        if server.is_down or server.is_hung:
+            raise Problem(RefreshReason.CONNECTION_FAILED, "The server does not answer.")
+
     async def inspect(
         self,
         *,

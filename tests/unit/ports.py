@@ -63,6 +63,16 @@ class Started:
     target: ConnectionTarget
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """One call to connect before runs are due."""
+
+    at: datetime
+    host: str
+    tenant_setting: str | None
+    count: int
+
+
 @dataclass(slots=True)
 class MemoryExecutor:
     """Runs take `seconds` of virtual time, or until the timeout on a hung host, and end as scripted."""
@@ -84,6 +94,7 @@ class MemoryExecutor:
     """By host."""
     most_at_once: Counter[str] = field(default_factory=Counter)
     cancelled: list[str] = field(default_factory=list)
+    ahead: list[Ahead] = field(default_factory=list)
 
     @property
     def views(self) -> list[str]:
@@ -133,6 +144,12 @@ class MemoryExecutor:
             how = Told(outcome=told.outcome, reason=told.error_type)
             raise asyncio.CancelledError(*(self._result(each, started_at, how) for each in runs)) from None
         return tuple(result.model_copy(update={"started_at": started_at}) for result in results)
+
+    async def connect_ahead(self, *, target: ConnectionTarget, tenant_setting: str | None, count: int) -> None:
+        self.ahead.append(Ahead(at=self.clock.now(), host=target.host, tenant_setting=tenant_setting, count=count))
+        await asyncio.sleep(self.seconds)
+        if target.host in self.hung_hosts:
+            raise Problem(RefreshReason.CONNECTION_FAILED, "The server does not answer.")
 
     def _result(self, run: Run, started_at: datetime, told: Told | None) -> RefreshResult:
         said = told or Told(outcome=RefreshOutcome.SUCCESS)

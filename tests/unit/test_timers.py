@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
@@ -12,7 +12,7 @@ from tests.unit.ports import VirtualClock, at
 from tests.unit.world import key, until
 
 from matview_operator.engine.ports import Key
-from matview_operator.engine.timers import LONGEST_SLEEP_SECONDS, Timers
+from matview_operator.engine.timers import LEAD_SECONDS, LONGEST_SLEEP_SECONDS, Timers
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
 
@@ -24,11 +24,16 @@ class Fired:
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
-        self.timers = Timers(clock=self.clock, fire=self.fire)
+        self.timers = Timers(clock=self.clock, fire=self.fire, soon=self.soon)
         self.all: list[tuple[Key, datetime, datetime]] = []
+        self.told: list[tuple[datetime, set[Key]]] = []
+        """When, and what was said to be due soon."""
 
     def fire(self, place: Key, due: datetime) -> None:
         self.all.append((place, due, self.clock.now()))
+
+    def soon(self, due: Iterable[Key]) -> None:
+        self.told.append((self.clock.now(), {*due}))
 
     @property
     def keys(self) -> list[Key]:
@@ -79,6 +84,24 @@ async def test_the_same_time_set_twice_fires_once_also_after_a_cancellation() ->
             fired.timers.set(A, at(3))
         await until(5)
     assert fired.keys == [A]
+
+
+async def test_what_will_be_due_at_an_instant_is_told_a_moment_before() -> None:
+    fired = Fired()
+    many = {key(f"p{number}") for number in range(100)}
+    with fired.running():
+        for place in (C, *many, A, B):
+            fired.timers.set(place, at(5))
+        fired.timers.cancel(A)
+        fired.timers.set(B, at(7))
+        fired.timers.set(C, at(3))
+        await until(6.5)
+        fired.timers.set(A, at(6.6))
+        await until(10)
+    assert fired.told == [
+        (at(3 - LEAD_SECONDS), {C}), (at(5 - LEAD_SECONDS), many), (at(7 - LEAD_SECONDS), {B}), (at(6.5), {A}),
+        (at(6.6), {B}),
+    ]  # fmt: skip
 
 
 async def test_a_cancelled_entry_does_not_fire() -> None:

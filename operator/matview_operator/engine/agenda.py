@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 from matview_operator.domain.clock_jump import believed
@@ -50,7 +51,9 @@ class Agenda:
         metrics: Metrics,
         clock: Clock,
         turns: Turns,
+        soon: Callable[[Iterable[Key]], None],
     ) -> None:
+        """`soon` is told which policies are due in a moment."""
         self._registry = registry
         self._turns = turns
         self._runner = runner
@@ -60,7 +63,7 @@ class Agenda:
         self._events = events
         self._metrics = metrics
         self._clock = clock
-        self.timers = Timers(clock=clock, fire=self._fire, set_back=self._set_back)
+        self.timers = Timers(clock=clock, fire=self._fire, soon=soon, set_back=self._set_back)
         self.chronicle = Chronicle(
             registry=registry,
             reporter=reporter,

@@ -42,6 +42,11 @@ class FencedExecutor:
             return tuple(map(self._interrupted, runs))
         return await self._executor.refresh_group(target=target, runs=runs, timeout_seconds=timeout_seconds)
 
+    async def connect_ahead(self, *, target: ConnectionTarget, tenant_setting: str | None, count: int) -> None:
+        """As the executor; nothing without leadership."""
+        if self._holds():
+            await self._executor.connect_ahead(target=target, tenant_setting=tenant_setting, count=count)
+
     def _interrupted(self, run: Run) -> RefreshResult:
         now = self._clock.now()
         return run.result(

@@ -84,6 +84,13 @@ class Executor(Protocol):
         """All of them at one snapshot or none; one result per run. As `refresh`, within this timeout for all."""
         ...
 
+    async def connect_ahead(self, *, target: ConnectionTarget, tenant_setting: str | None, count: int) -> None:
+        """Be connected for so many runs that are due within seconds, as far as connections are kept; raises Problem.
+
+        `tenant_setting` is the custom setting that they will make, if any.
+        """
+        ...
+
 
 class Inspector(Protocol):
     """Looks at a database without touching it."""

@@ -35,6 +35,7 @@ from matview_operator.engine.retention import Retention
 from matview_operator.engine.runner import SlotRunner
 from matview_operator.engine.targets import Targets
 from matview_operator.engine.turns import Turns
+from matview_operator.engine.warmups import Warmups
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Supervisor:
             order=self.order,
             permits=permits,
         )
+        self._warmups = Warmups(registry=registry, executor=executor, targets=targets, holds=holds)
         self.agenda = Agenda(
             registry=registry,
             holds=holds,
@@ -109,6 +111,7 @@ class Supervisor:
             metrics=metrics,
             clock=clock,
             turns=turns,
+            soon=self._warmups.soon,
         )
         self.retention = Retention(
             registry=registry,
@@ -151,6 +154,7 @@ class Supervisor:
         timers, waiting, *others = self._tasks
         timers.cancel()
         waiting.cancel()
+        self._warmups.close()
         self.budget.close()
         self.pauses.close()
         await self.agenda.dispatcher.drain(seconds=grace_seconds)

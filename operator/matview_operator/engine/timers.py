@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -12,6 +12,8 @@ from matview_operator.engine.ports import Clock, Key
 
 LONGEST_SLEEP_SECONDS = 1.0
 """The wall clock is looked at this often, so that one that is set forward delays nothing for long."""
+LEAD_SECONDS = 0.75
+"""Enough to connect; and not a whole second, for then what is due at the one before begins."""
 _STALE_ENTRIES = 1000
 _STEP_BACK = timedelta(seconds=1)
 """Less is a clock that is being kept right."""
@@ -21,11 +23,21 @@ class Timers:
     """Calls `fire(key, due)` when an entry is due, in order of due time. `fire` must not block."""
 
     def __init__(
-        self, *, clock: Clock, fire: Callable[[Key, datetime], None], set_back: Callable[[], None] = lambda: None
+        self,
+        *,
+        clock: Clock,
+        fire: Callable[[Key, datetime], None],
+        soon: Callable[[Iterable[Key]], None] = lambda _: None,
+        set_back: Callable[[], None] = lambda: None,
     ) -> None:
-        """`set_back` is told of a clock that was set back: entries of the time before may be years ahead now."""
+        """`soon` is told what will be due at an instant, LEAD_SECONDS before or as soon as it is next; `set_back`, of a
+        clock that was set back: entries of the time before may be years ahead now.
+        """
         self._clock = clock
         self._fire = fire
+        self._soon = soon
+        self._told: datetime | None = None
+        """The instant that `soon` was told of last."""
         self._set_back = set_back
         self._due: dict[Key, datetime] = {}
         # Entries that were replaced or cancelled stay in the heap until they surface, and are then told by _due.
@@ -78,14 +90,35 @@ class Timers:
                 continue
             self._caught_up.set()
             self._changed.clear()  # after firing, which sets it
-            pause = LONGEST_SLEEP_SECONDS
-            if self._heap:
-                pause = min(pause, max(0.0, (self._heap[0][0] - self._clock.now()).total_seconds()))
-            alarm = asyncio.get_running_loop().call_later(pause, self._changed.set)
+            alarm = asyncio.get_running_loop().call_later(self._pause(), self._changed.set)
             try:
                 await self._changed.wait()
             finally:
                 alarm.cancel()
+
+    def _pause(self) -> float:
+        """Seconds until something is due, or to be told of."""
+        if not self._heap:
+            return LONGEST_SLEEP_SECONDS
+        due = self._heap[0][0]
+        seconds = (due - self._clock.now()).total_seconds()
+        if seconds > LEAD_SECONDS:
+            seconds -= LEAD_SECONDS
+        elif due != self._told:
+            self._told = due
+            self._soon(self._due_by(due))
+        return min(LONGEST_SLEEP_SECONDS, max(0.0, seconds))
+
+    def _due_by(self, instant: datetime) -> Iterator[Key]:
+        """What is due until then, in no order: in a heap, nothing below an entry is due before it."""
+        below = [0]
+        while below:
+            index = below.pop()
+            if index < len(self._heap) and self._heap[index][0] <= instant:
+                due, key = self._heap[index]
+                if self._due.get(key) == due:
+                    yield key
+                below += (2 * index + 1, 2 * index + 2)
 
     def _is_behind(self) -> bool:
         return bool(self._heap) and self._heap[0][0] <= self._clock.now()

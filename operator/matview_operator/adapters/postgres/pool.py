@@ -28,6 +28,7 @@ from typing import Self
 
 from matview_operator.adapters.postgres.session import Session
 from matview_operator.adapters.postgres.sql import queries
+from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS
 from matview_operator.domain.connection import ConnectionTarget
 
 log = logging.getLogger(__name__)
@@ -91,14 +92,38 @@ class Pool:
                 fitting.session.lent()
                 return fitting.session
             self._dismiss(fitting)
+        return (await self._open(target, tenant_setting=tenant_setting, seconds=seconds)).session
+
+    async def fill(self, target: ConnectionTarget, *, tenant_setting: str | None, count: int) -> None:
+        """Connect until so many sessions of this very target are idle or at work, or no more may be idle.
+
+        For runs that will come within seconds. One after another, so that nobody's run waits long for a core. Raises
+        Problem.
+        """
+        for _ in range(min(count, IDLE_PER_TARGET) - self._ready(target, tenant_setting)):
+            idle = sum(held.is_idle for held in self._held.values())
+            if self._closed or self._idle_seconds <= 0 or idle >= self._idle_in_all:
+                return
+            held = await self._open(target, tenant_setting=tenant_setting, seconds=CONNECT_SECONDS)
+            await self.take_back(held.session, is_clean=True)
+
+    def _ready(self, target: ConnectionTarget, tenant_setting: str | None) -> int:
+        return sum(
+            held.target == target
+            and held.tenant_setting == tenant_setting
+            and not (held.is_outdated or held.session.closed or self._is_old(held, in_seconds=IDLE_SECONDS))
+            for held in self._held.values()
+        )
+
+    async def _open(self, target: ConnectionTarget, *, tenant_setting: str | None, seconds: float) -> _Held:
         session = await Session.open(target, seconds=seconds)
         for held in [*self._held.values()]:
             if held.target.server == target.server and held.session.server_started_at != session.server_started_at:
                 self._outdate(held, "another server")
-        self._held[session] = _Held(
+        held = self._held[session] = _Held(
             session=session, target=target, tenant_setting=tenant_setting, opened_at=asyncio.get_running_loop().time()
         )
-        return session
+        return held
 
     async def take_back(self, session: Session, *, is_clean: bool) -> None:
         """End a run's use of its session: keep it if it may be kept, else close it. Never raises but CancelledError.
@@ -178,8 +203,8 @@ class Pool:
         elif len(idle) > self._idle_in_all:
             self._dismiss(idle[0])
 
-    def _is_old(self, held: _Held) -> bool:
-        return asyncio.get_running_loop().time() - held.opened_at > AGE_SECONDS
+    def _is_old(self, held: _Held, *, in_seconds: float = 0.0) -> bool:
+        return asyncio.get_running_loop().time() + in_seconds - held.opened_at > AGE_SECONDS
 
     def _wake(self, held: _Held) -> None:
         held.is_idle = False

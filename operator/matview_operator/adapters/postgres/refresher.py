@@ -89,6 +89,10 @@ class Refresher:
             self._pool,
         )
 
+    async def connect_ahead(self, *, target: ConnectionTarget, tenant_setting: str | None, count: int) -> None:
+        """Have `count` sessions, idle or at work, for runs that are due within seconds; see Pool. Raises Problem."""
+        await self._pool.fill(target, tenant_setting=tenant_setting, count=count)
+
 
 async def _work(job: Job, pool: Pool) -> tuple[RefreshResult, ...]:
     cancelled = is_clean = False
