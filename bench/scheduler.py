@@ -25,6 +25,7 @@ from bench.cluster import BenchCluster, Json, cluster
 from bench.database import BenchDatabase
 from bench.report import machine, publish
 from bench.waves import Ended, Wave, lags, next_minute, observe, until
+from matview_operator.domain.jitter import part_of_second
 
 if TYPE_CHECKING:
     from sandbox.operator_process import OperatorProcess
@@ -43,7 +44,7 @@ _MODES = {"one instant": 0, "one minute": 59}
 """jitterSeconds."""
 
 _RUNS = """
-select extract(epoch from data_as_of - due_at)::float8, extract(epoch from finished_at - $1)::float8
+select policy_uid, extract(epoch from data_as_of - due_at)::float8, extract(epoch from finished_at - $1)::float8
 from matview_ops.refresh_run
 where outcome = 'SUCCESS' and due_at between $1 - interval '1 second' and $1 + interval '61 seconds'
 """
@@ -58,10 +59,15 @@ class _Bench:
     server: PostgresServer
     ledger: Connection
     operator: OperatorProcess
+    jitter: int = 0
+    """The policies' jitterSeconds."""
 
     async def runs(self, due: datetime) -> Sequence[Ended]:
-        """What was refreshed of an instant."""
-        return [(lag, end) for lag, end in await self.ledger.fetch(_RUNS, due)]
+        """What was refreshed of an instant, and how long after each policy's own moment."""
+        return [
+            (lag - part_of_second(uid, jitter_seconds=self.jitter).total_seconds(), end)
+            for uid, lag, end in await self.ledger.fetch(_RUNS, due)
+        ]
 
     async def settled(self) -> None:
         """Wait until every policy's status tells of its newest spec."""
@@ -128,6 +134,7 @@ async def measure() -> None:
                 await bench.cluster.patch_policies({name: specs[name] for name in [*specs][:made]})
                 await bench.cluster.create_policies({name: specs[name] for name in [*specs][made:]})
                 made = size
+                bench.jitter = jitter
                 await bench.settled()
                 wave, more = await bench.wave(expected=size, statuses=size)
                 figures.append(_figure(wave, policies=size, due=mode, more=more))

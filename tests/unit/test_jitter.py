@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.ports import EPOCH, at
 from tests.unit.test_schedule import INSTANTS, TIMETABLES, utc
-from tests.unit.world import World, until
+from tests.unit.world import POLICY, World, until
 
 from matview_operator.api.policy import Schedule
-from matview_operator.domain.jitter import delay
+from matview_operator.domain.jitter import delay, part_of_second
 from matview_operator.domain.schedule import Due, Timetable
 
 POLICIES = 1000
@@ -57,8 +57,21 @@ def test_a_thousand_hourly_policies_spread_evenly(uids: list[uuid.UUID], jitter_
     assert max(counts) < 2.5 * POLICIES / 60
 
 
+@pytest.mark.parametrize("uids", UIDS.values(), ids=UIDS)
+def test_whose_slots_are_of_one_second_spread_over_it(uids: list[uuid.UUID]) -> None:
+    moments = [part_of_second(uid, jitter_seconds=60) for uid in uids]
+    assert all(timedelta() <= moment < timedelta(seconds=1) for moment in moments)
+    twentieths = Counter(moment // timedelta(milliseconds=50) for moment in moments)
+    # 19 degrees of freedom: chance exceeds 51 once in ten thousand times.
+    assert chi_square((twentieths[number] for number in range(20)), expected=POLICIES / 20) < 51
+    # And all over again in each second of the jitter.
+    of_one = [moment for uid, moment in zip(uids, moments, strict=True) if delay(uid, jitter_seconds=4).seconds == 1]
+    assert len({moment // timedelta(milliseconds=50) for moment in of_one}) == 20
+
+
 def test_without_jitter_nobody_waits() -> None:
     assert {first_slot(uid, jitter_seconds=0) for uid in of_seed(1)} == {EPOCH}
+    assert {part_of_second(uid, jitter_seconds=0) for uid in of_seed(1)} == {timedelta()}
 
 
 @given(TIMETABLES, st.integers(1, 86_400), st.uuids(), INSTANTS, st.integers(0, 10 * 86_400))
@@ -80,6 +93,7 @@ def test_the_part_that_a_policy_takes_is_the_same_in_every_version_of_the_operat
     """Another one after an update would run every policy's slot of that moment twice, or not at all."""
     uid = uuid.UUID("123e4567-e89b-12d3-a456-426614174000")
     assert [delay(uid, jitter_seconds=each).total_seconds() for each in (1, 60, 300, 86_400)] == [0, 42, 222, 39_222]
+    assert part_of_second(uid, jitter_seconds=1) == timedelta(milliseconds=256)
 
 
 def test_the_schedule_in_words_names_the_jitter() -> None:
@@ -104,13 +118,60 @@ async def test_a_policys_slots_deadline_and_status_are_those_of_the_moved_timeta
             mine = [call for call in world.executor.calls if str(call.run.view) == place.name]
             first = parts[place] or 30  # nothing is due in the instant of creation
             assert [call.run.due_at for call in mine] == [at(first + 30 * n) for n in range(len(mine))]
-            assert all(call.at == call.run.due_at for call in mine)
+            moment = part_of_second(former.known(place).uid, jitter_seconds=30)
+            assert all(call.run.due_at is not None and call.at == call.run.due_at + moment for call in mine)
             assert len(mine) >= 3
             following = mine[-1].run.due_at
             assert following is not None
             assert world.api.status(place)["lastSlotTime"] == f"{following:%Y-%m-%dT%H:%M:%SZ}"
             following += timedelta(seconds=30)
             assert world.api.status(place)["nextSlotTime"] == f"{following:%Y-%m-%dT%H:%M:%SZ}"
+        assert max(world.metrics.lags) == 0  # it is due at its moment of the second
+
+
+@pytest.mark.looptime(noop_cycles=3)
+async def test_the_deadline_is_counted_from_the_policys_moment_of_the_second() -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 1})
+        world.executor.slow["long"] = 1.2
+        world.policy("long")
+        places = [world.policy(f"mv{number}", jitterSeconds=1, startingDeadlineSeconds=1) for number in range(20)]
+        moments = {place: part_of_second(world.known(place).uid, jitter_seconds=1).total_seconds() for place in places}
+        chosen = next(place for place in places if 0.4 < moments[place] < 0.9)
+        for place in places:
+            if place != chosen:
+                world.api.delete(POLICY, place)
+        await until(59)
+        assert [(call.at, str(call.run.view)) for call in world.executor.calls] == [
+            (at(30), "long"),
+            (at(31.2), chosen.name),
+        ]
+        assert world.metrics.missed == {}
+
+
+@pytest.mark.looptime(noop_cycles=3)
+@pytest.mark.parametrize("through", [False, True], ids=["directly", "through another"])
+async def test_a_view_comes_after_one_that_it_reads_though_its_moment_of_the_second_is_earlier(
+    *, through: bool
+) -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 20})
+        places = [world.policy(f"mv{number}", jitterSeconds=1) for number in range(12)]
+        moments = {place: part_of_second(world.known(place).uid, jitter_seconds=1).total_seconds() for place in places}
+        early, second, late, *others = sorted(places, key=moments.__getitem__)
+        reads = {"dependsOn": [{"name": late.name}]}
+        if through:
+            world.policy(
+                early.name, views=[{"name": early.name, "dependsOn": [{"name": second.name}]}], jitterSeconds=1
+            )
+            world.policy(second.name, views=[{"name": second.name, **reads}], jitterSeconds=1, suspend=True)
+        else:
+            world.policy(early.name, views=[{"name": early.name, **reads}], jitterSeconds=1)
+        await until(59)
+        began = {str(call.run.view): call.at for call in world.executor.calls}
+        assert began[late.name] == at(30 + moments[late])
+        assert began[early.name] == at(30 + moments[late] + world.executor.seconds)
+        assert all(began[other.name] == at(30 + moments[other]) for other in others)
 
 
 @pytest.mark.looptime(noop_cycles=3)

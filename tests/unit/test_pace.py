@@ -248,17 +248,38 @@ async def test_what_became_of_a_commit_is_asked_at_once_and_told_if_a_window_clo
         assert world.condition(place, "Fresh") == ("False", "CommitUnknown")
 
 
-def test_views_that_no_policy_names_any_more_are_forgotten() -> None:
-    pace, slot = Pace(registry=Registry()), scheduled(at(0), starting_deadline_seconds=60)
-    result = RefreshResult(
+def result(started: float, *, seconds: float = 1, outcome: RefreshOutcome = RefreshOutcome.SUCCESS) -> RefreshResult:
+    return RefreshResult(
         view_name="mv",
         tenant_id=None,
         correlation_id="c",
-        outcome=RefreshOutcome.SUCCESS,
-        started_at=at(0),
-        duration_ms=1,
+        outcome=outcome,
+        started_at=at(started),
+        duration_ms=round(1000 * seconds),
         lock_key_debug="",
     )
+
+
+@pytest.mark.parametrize(
+    ("former", "again"), [(100, 160), (1000, 70)], ids=["begun meanwhile", "begun before the clock was set back"]
+)
+async def test_a_run_that_hung_and_ends_late_does_not_hide_one_that_was_begun_meanwhile(
+    former: float, again: float
+) -> None:
+    least = timedelta(seconds=60)
+    async with World() as world:
+        world.database()
+        policy = world.known(world.policy(**every(600)))
+        pace = Pace(registry=world.supervisor.registry)
+        for late in (result(former), result(10, seconds=110, outcome=RefreshOutcome.FAILED)):
+            slot = scheduled(late.started_at, starting_deadline_seconds=60)
+            pace.ended(key("db"), ViewName("public", "mv"), late, slot=slot, least=least)
+        slot = scheduled(at(121), starting_deadline_seconds=60)
+        assert pace.next_start(policy, slot, least=least, ledger=False, now=at(121)) == at(again)
+
+
+def test_views_that_no_policy_names_any_more_are_forgotten() -> None:
+    pace, slot = Pace(registry=Registry()), scheduled(at(0), starting_deadline_seconds=60)
     for number in range(5000):
-        pace.ended(key("db"), ViewName("public", f"mv{number}"), result, slot=slot, least=timedelta(seconds=10))
+        pace.ended(key("db"), ViewName("public", f"mv{number}"), result(0), slot=slot, least=timedelta(seconds=10))
     assert len(pace._begun) <= 1001

@@ -104,6 +104,27 @@ async def test_what_will_be_due_at_an_instant_is_told_a_moment_before() -> None:
     ]  # fmt: skip
 
 
+async def test_an_entry_fires_its_moment_after_it_is_due_and_is_late_until_then() -> None:
+    fired = Fired()
+    moments = {key(f"p{number}"): timedelta(milliseconds=37 * number) for number in range(27)}
+    with fired.running():
+        for place, moment in moments.items():
+            fired.timers.set(place, at(5), begins_after=moment)
+        fired.timers.set(A, at(6))
+        fired.timers.set(B, at(5), begins_after=timedelta(milliseconds=990))
+        fired.timers.cancel(B)
+        await until(4.5)
+        assert fired.timers.late(at(4)) == {}
+        assert fired.timers.due(key("p1")) == at(5)
+        await until(5.5)
+        assert fired.timers.late(at(5)) == {
+            place: at(5) + moment for place, moment in moments.items() if moment > timedelta(seconds=0.5)
+        }
+        assert A in fired.timers.late(at(6))
+        await until(7)
+    assert fired.all == [(place, at(5), at(5) + moment) for place, moment in moments.items()] + [(A, at(6), at(6))]
+
+
 async def test_a_cancelled_entry_does_not_fire() -> None:
     fired = Fired()
     with fired.running():

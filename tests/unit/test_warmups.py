@@ -10,6 +10,7 @@ import pytest
 from tests.unit.ports import Ahead, at
 from tests.unit.world import World, until
 
+from matview_operator.domain.jitter import part_of_second
 from matview_operator.engine.timers import LEAD_SECONDS
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
@@ -30,6 +31,16 @@ async def test_a_database_is_connected_to_before_each_instant_at_which_several_v
         await until(61)
         assert world.executor.ahead == [ahead(BEFORE, 2), ahead(BEFORE + 30, 3)]
         assert [call.at for call in world.executor.calls] == [at(30)] * 2 + [at(60)] * 3
+
+
+async def test_all_moments_of_one_second_are_one_instant() -> None:
+    async with World() as world:
+        world.database(limits={"maxConcurrentRefreshes": 4})
+        places = [world.policy(f"p{number}", jitterSeconds=1) for number in range(4)]
+        first = min(part_of_second(world.known(place).uid, jitter_seconds=1).total_seconds() for place in places)
+        await until(31)
+        assert world.executor.ahead == [ahead(BEFORE + first, 4)]
+        assert len(world.executor.calls) == 4
 
 
 async def test_the_views_of_one_policy_count_each_and_a_group_once() -> None:

@@ -37,6 +37,8 @@ class Timetable:
     jitter_seconds: int = 0
     delay: timedelta = timedelta()
     """The policy's part of the jitter, by which all its slots come later than the schedule's instants."""
+    begins_after: timedelta = timedelta()
+    """How long after a slot, which is a whole second, it is begun; less than a second."""
 
     def next_after(self, instant: datetime) -> datetime:
         """The first slot strictly after this instant."""

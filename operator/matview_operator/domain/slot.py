@@ -12,6 +12,7 @@ from matview_operator.domain.result import FAILURES, RefreshResult
 from matview_operator.domain.run import SlotId, request_id, slot_id
 from matview_operator.domain.view import ViewName
 
+_NOTHING = timedelta()
 _FRESH = frozenset({RefreshOutcome.SUCCESS, RefreshOutcome.SKIPPED_COVERED, RefreshOutcome.SKIPPED_UNCHANGED})
 _OUR_OWN_STOPS = frozenset({RefreshReason.SHUTDOWN, RefreshReason.DATABASE_SUSPENDED})
 _TOKEN = re.compile(r"[!-~]{1,128}")
@@ -48,9 +49,10 @@ class Slot:
         return self.request or str(uuid.uuid5(policy_uid, self.id))
 
 
-def scheduled(slot_time: datetime, *, starting_deadline_seconds: int) -> Slot:
-    """The slot of a schedule at this instant."""
-    return Slot(due_at=slot_time, deadline=slot_time + timedelta(seconds=starting_deadline_seconds))
+def scheduled(slot_time: datetime, *, starting_deadline_seconds: int, begins_after: timedelta = _NOTHING) -> Slot:
+    """The slot of a schedule at this instant, begun so long after it."""
+    deadline = slot_time + begins_after + timedelta(seconds=starting_deadline_seconds)
+    return Slot(due_at=slot_time, deadline=deadline)
 
 
 def is_request_token(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 
 from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.api.policy import MatviewRefreshPolicySpec
@@ -39,6 +40,8 @@ class StalenessTarget:
     not_before: datetime
     has_failed: bool
     history: tuple[HistoryEntry, ...]
+    begins_after: ClassVar = timedelta()
+    """Its slots are begun at once."""
 
     @property
     def _target(self) -> timedelta:

@@ -107,7 +107,7 @@ class Agenda:
             policy.taken_until = min(policy.taken_until, now)  # rows grow old by a clock that was set back, too
         policy.taken_until = believed(policy.taken_until, now=now)
         due = timetable.due_between(policy.taken_until, now)
-        self.timers.set(policy.key, due.following)
+        self.timers.set(policy.key, due.following, begins_after=timetable.begins_after)
         if due.newest is not None:
             self._take(policy, due.newest, count=due.slots)
         self.dispatcher.look(policy.key)
@@ -201,18 +201,32 @@ class Agenda:
 
     def _take(self, policy: Policy, newest: datetime, *, count: int) -> None:
         assert policy.spec is not None  # it has a timetable
+        assert policy.timetable is not None  # it has slots
         policy.taken_until = newest
         if count > 1:
             # After downtime or a stall the newest slot alone is run.
             self.chronicle.passed_over(policy, count - 1, before=newest)
-        slot = scheduled(newest, starting_deadline_seconds=policy.spec.starting_deadline_seconds)
+        deadline = policy.spec.starting_deadline_seconds
+        slot = scheduled(newest, starting_deadline_seconds=deadline, begins_after=policy.timetable.begins_after)
         self.dispatcher.submit(policy.key, slot)
+
+    async def _all_taken(self, key: Key, slot: Slot) -> None:
+        """Wait until those are known to be due that the policy comes after: at the same instant, or with a jitter
+        later in the same second.
+        """
+        await self.timers.caught_up()
+        late = self.timers.late(slot.due_at)
+        if late:
+            moments = [late[each] for each in self._turns.upstreams(key) & late.keys()]
+            if moments:
+                await asyncio.sleep(max(0.0, (max(moments) - self._clock.now()).total_seconds()))
+                await self.timers.caught_up()
 
     async def _work(self, key: Key, slot: Slot) -> None:
         if slot.request is not None:
             await self._space_requests(key)
         elif self._turns.follows(key):
-            await self.timers.caught_up()  # what it reads may be due at the same instant
+            await self._all_taken(key, slot)
         policy = self._registry.policies.get(key)
         if policy is None or not self._may_work(policy, slot):
             return

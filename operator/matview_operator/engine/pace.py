@@ -42,6 +42,8 @@ class Pace:
         free = slot.due_at if before is None else max(slot.due_at, before.at + least)
         if slot.request is None and timedelta() <= at - free < least / 2:
             at = free
+        if before is not None and at < before.at <= result.started_at + timedelta(milliseconds=result.duration_ms):
+            return  # it hung, and another one was begun meanwhile
         named = self._registry.named_views()
         if len(self._begun) > len(named) + _FORGOTTEN_AT_ONCE:
             self._begun = {place: begun for place, begun in self._begun.items() if place in named}

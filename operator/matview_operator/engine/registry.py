@@ -14,7 +14,7 @@ from matview_operator.api.policy import Isolation, MatviewRefreshPolicySpec
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.domain.conditions import Statement
 from matview_operator.domain.errors import Problem
-from matview_operator.domain.jitter import delay
+from matview_operator.domain.jitter import delay, part_of_second
 from matview_operator.domain.schedule import Timetable
 from matview_operator.domain.sharing import sharing_problem
 from matview_operator.domain.staleness import StalenessTarget, staleness_target
@@ -238,7 +238,12 @@ def _fixed_timetable(spec: MatviewRefreshPolicySpec, uid: uuid.UUID) -> Timetabl
     if spec.schedule.max_staleness_seconds is not None:
         return None
     jitter = spec.jitter_seconds
-    return Timetable(schedule=spec.schedule, jitter_seconds=jitter, delay=delay(uid, jitter_seconds=jitter))
+    return Timetable(
+        schedule=spec.schedule,
+        jitter_seconds=jitter,
+        delay=delay(uid, jitter_seconds=jitter),
+        begins_after=part_of_second(uid, jitter_seconds=jitter),
+    )
 
 
 def _places(policy: Policy) -> Iterator[tuple[Key, ViewName]]:

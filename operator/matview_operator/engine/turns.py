@@ -100,6 +100,18 @@ class Turns:
         reads = self.order.precedence(policy.database_key).reads
         return bool(reads) and any(view in reads for view in policy.views)
 
+    def upstreams(self, key: Key) -> set[Key]:
+        """The other policies that name a view which one of the policy's comes after, directly or through others."""
+        policy = self._registry.policies.get(key)
+        if policy is None or policy.database_key is None:
+            return set()
+        found: set[Key] = set()
+        walk = Walk(self.order.precedence(policy.database_key), policy.views)
+        for view in walk:
+            walk.go_on(view)
+            found.update(self._registry.naming(policy.database_key, view))
+        return found - {key}
+
     def taken(self, key: Key, slot: Slot) -> None:
         """A slot or request is due; `over` ends it, once for each time."""
         policy = self._registry.policies.get(key)
