@@ -96,6 +96,9 @@ def check_order(seen: Seen, policy: Policy, call: Call, run: Run) -> None:
     is_set_back = due > ground.now  # the clock, since then: nothing is known of what was due before what
     if seen.disturbed_at > due or is_set_back or seen.is_news(DATABASE, place) or seen.is_news(POLICY, policy.key):
         return
+    has_long_read = seen.heard_of(POLICY, policy.key) < due
+    if not has_long_read and (policy.ref.uid, run.slot_id) in seen.begun:
+        return  # it goes on by what the policy said when the slot began
     reads = [ref.name for view in policy.spec.views if view.name == run.view.name for ref in view.depends_on or ()]
     for name in reads:
         if any(each.view.name == name for each in call.runs):
@@ -103,7 +106,6 @@ def check_order(seen: Seen, policy: Policy, call: Call, run: Run) -> None:
         if seen.begun_at.get((call.owner, name), NEVER) < due and _is_due(seen, place, name, run):
             ground.violate(f"{seen.process} refreshes {run.view} of {policy.key} before {name}, which it reads")
         at_work = [other for each in seen.process.sessions.calls if each.owner == call.owner for other in each.runs]
-        has_long_read = seen.heard_of(POLICY, policy.key) < due  # by what it said when it began
         if has_long_read and any(other.view.name == name and other.due_at == run.due_at for other in at_work):
             ground.violate(f"{seen.process} refreshes {run.view} while {name}, which it reads, is being refreshed")
 
