@@ -21,7 +21,7 @@ from matview_operator.domain.slot import is_fresh
 from matview_operator.engine.ports import Key
 from matview_operator.engine.registry import Policy
 
-_NOT_ASKED = (RefreshOutcome.INTERRUPTED, RefreshOutcome.SKIPPED_LOCK_HELD)
+_NOT_KNOWN = (RefreshOutcome.INTERRUPTED, RefreshOutcome.SKIPPED_LOCK_HELD, RefreshOutcome.UNKNOWN)
 _MISSED = ("SlotMissed", WINDOW_CLOSED)
 _LATEST_SECONDS = 90.0
 _LATEST_OF_ALL_SECONDS = 300.0
@@ -185,9 +185,9 @@ class Verdict:
             if answer is None or (answer.is_again and answer.process != str(self._process)):
                 continue  # what came of a slot that was run once more died with that process
             outcome = view.outcome
-            asked = outcome is not None and outcome not in _NOT_ASKED and was_begun(outcome, view.reason)
+            asked = outcome is not None and outcome not in _NOT_KNOWN and was_begun(outcome, view.reason)
             if not asked and answer.process != str(self._process):
-                continue  # the process that was told so died before it was stored, and the next one did not get so far
+                continue  # who was told so died before it was stored, and the next got less far, or cannot know
             said = answer.outcome
             is_told = outcome is RefreshOutcome.SUCCESS or is_fresh(said)
             if is_told and said is not outcome:

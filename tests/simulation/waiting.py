@@ -70,9 +70,11 @@ def check_views(seen: Seen, policy: Policy) -> None:
         return
     specs = [other.spec for other in registry.policies_of(place) if other.spec is not None]
     reading = {view.name for spec in specs for view in spec.views if view.depends_on}  # whichever policy says so
+    at_work = {run.view.name for call in on_it for run in call.runs}  # it may be waited for, as long as one's own takes
     for view in policy.spec.views:
         is_begun = (uid, slot.id, view.name) in seen.tried or seen.begun_at.get((owner, view.name), NEVER) >= due
-        if not (is_begun or view.name in reading or seen.lacks_a_secret(policy.key.namespace)):
+        may_wait = view.name in reading or view.name in at_work or seen.lacks_a_secret(policy.key.namespace)
+        if not (is_begun or may_wait):
             ground.violate(f"{process} lets {view.name} of {policy.key} wait behind {own[0].runs[0].view}")
 
 
