@@ -150,6 +150,7 @@ class ControlPlane(Cluster):
             "--endpoint-reconciler-type=none",
             f"--audit-policy-file={self._audit_policy}",
             f"--audit-log-path={self.audit_log}",
+            "--audit-log-maxsize=10000",  # MB: whoever counts what was asked has it in one file
             f"--watch-cache={str(self._watch_cache).lower()}",
             "--shutdown-watch-termination-grace-period=1s",  # else SIGTERM waits a minute for watches to end
         )
