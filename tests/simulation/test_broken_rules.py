@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -56,9 +56,9 @@ def places_that_are_not_handed_on(patch: pytest.MonkeyPatch) -> None:
 def slots_that_are_taken_twice(patch: pytest.MonkeyPatch) -> None:
     take = Agenda._take
 
-    def forgetful(self: Agenda, policy: Policy, newest: datetime, *, count: int) -> None:
+    def forgetful(self: Agenda, policy: Policy, newest: datetime, *, count: int, begins_after: timedelta) -> None:
         until = policy.taken_until
-        take(self, policy, newest, count=count)
+        take(self, policy, newest, count=count, begins_after=begins_after)
         policy.taken_until = until
 
     patch.setattr(Agenda, "_take", forgetful)

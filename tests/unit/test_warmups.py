@@ -64,6 +64,15 @@ async def test_no_more_connections_than_refreshes_that_the_database_may_have_at_
         assert world.executor.ahead == [ahead(BEFORE, 2)]
 
 
+async def test_no_more_connections_than_half_of_all_refreshes() -> None:
+    async with World(places=4) as world:
+        world.database(limits={"maxConcurrentRefreshes": 4})
+        for number in range(9):
+            world.policy(f"p{number}")
+        await until(31)
+        assert world.executor.ahead == [ahead(BEFORE, 2)]
+
+
 async def test_tenants_get_connections_for_their_setting() -> None:
     async with World() as world:
         world.database(limits={"maxConcurrentRefreshes": 4})

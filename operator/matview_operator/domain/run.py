@@ -99,6 +99,11 @@ def group_timeout(spec: MatviewRefreshPolicySpec, *, limits: DatabaseLimits) -> 
     return min(limits.timeout_seconds, sum(view.timeout_seconds or limits.timeout_seconds for view in spec.views))
 
 
+def session_setting(isolation: Isolation, tenant_setting: str) -> str | None:
+    """The custom setting that a run makes in its session, as the server folds its name; None if it makes none."""
+    return tenant_setting.lower() if isolation is Isolation.TENANT else None
+
+
 @lru_cache(maxsize=1024)
 def slot_id(instant: datetime) -> SlotId:
     """Name the slot at this instant, the same in every process and after every restart."""

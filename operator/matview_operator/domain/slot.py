@@ -37,6 +37,8 @@ class Slot:
     deadline: datetime
     """Not started later than this; a held lock is tried again until then."""
     request: str | None = None
+    begins_after: timedelta = _NOTHING
+    """How long after it is due it is to begin."""
     id: SlotId = field(init=False, compare=False)
     """The name of this work in the ledger."""
 
@@ -52,7 +54,7 @@ class Slot:
 def scheduled(slot_time: datetime, *, starting_deadline_seconds: int, begins_after: timedelta = _NOTHING) -> Slot:
     """The slot of a schedule at this instant, begun so long after it."""
     deadline = slot_time + begins_after + timedelta(seconds=starting_deadline_seconds)
-    return Slot(due_at=slot_time, deadline=deadline)
+    return Slot(due_at=slot_time, deadline=deadline, begins_after=begins_after)
 
 
 def is_request_token(text: str) -> bool:

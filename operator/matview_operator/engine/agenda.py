@@ -109,7 +109,7 @@ class Agenda:
         due = timetable.due_between(policy.taken_until, now)
         self.timers.set(policy.key, due.following, begins_after=timetable.begins_after)
         if due.newest is not None:
-            self._take(policy, due.newest, count=due.slots)
+            self._take(policy, due.newest, count=due.slots, begins_after=timetable.begins_after)
         self.dispatcher.look(policy.key)
 
     def announce(self, policy: Policy) -> None:
@@ -199,15 +199,14 @@ class Agenda:
         self._fire(key, self._clock.now())  # a newer slot that is due at this very instant takes the place of the old
         self.dispatcher.look(key)
 
-    def _take(self, policy: Policy, newest: datetime, *, count: int) -> None:
+    def _take(self, policy: Policy, newest: datetime, *, count: int, begins_after: timedelta) -> None:
         assert policy.spec is not None  # it has a timetable
-        assert policy.timetable is not None  # it has slots
         policy.taken_until = newest
         if count > 1:
             # After downtime or a stall the newest slot alone is run.
             self.chronicle.passed_over(policy, count - 1, before=newest)
         deadline = policy.spec.starting_deadline_seconds
-        slot = scheduled(newest, starting_deadline_seconds=deadline, begins_after=policy.timetable.begins_after)
+        slot = scheduled(newest, starting_deadline_seconds=deadline, begins_after=begins_after)
         self.dispatcher.submit(policy.key, slot)
 
     async def _all_taken(self, key: Key, slot: Slot) -> None:
@@ -216,11 +215,10 @@ class Agenda:
         """
         await self.timers.caught_up()
         late = self.timers.late(slot.due_at)
-        if late:
-            moments = [late[each] for each in self._turns.upstreams(key) & late.keys()]
-            if moments:
-                await asyncio.sleep(max(0.0, (max(moments) - self._clock.now()).total_seconds()))
-                await self.timers.caught_up()
+        moments = [late[each] for each in self._turns.upstreams(key) & late.keys()] if late else []
+        if moments:
+            await asyncio.sleep(max(0.0, (max(moments) - self._clock.now()).total_seconds()))
+            await self.timers.caught_up()
 
     async def _work(self, key: Key, slot: Slot) -> None:
         if slot.request is not None:

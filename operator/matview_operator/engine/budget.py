@@ -120,7 +120,7 @@ class Budget:
         """Have the database stand in the lines where it belongs now, and forget it where there is nothing to know."""
         queue = self._queues[database]
         for line, belongs in (
-            (self._ready, queue.taken < self._allowed(database)),
+            (self._ready, queue.taken < self.allowed(database)),
             (self._idle, not queue.taken),
         ):
             if queue and belongs:
@@ -154,7 +154,7 @@ class Budget:
         """Whose turn it is to have a place, if there is one to be had."""
         while self._ready and self._taken < self._limit_in_all:
             database = self._ready.turn()
-            if self._queues[database].taken < self._allowed(database):
+            if self._queues[database].taken < self.allowed(database):
                 return database
             self._ready.discard(database)  # its limit was lowered
         if not self._idle:
@@ -168,7 +168,8 @@ class Budget:
         self._alarm = None
         self._admit()
 
-    def _allowed(self, database: Key) -> int:
+    def allowed(self, database: Key) -> int:
+        """How many refreshes of a database may run at once: half of all at most."""
         return min(self._limit_of(database), (self._limit_in_all + 1) // 2)
 
 

@@ -84,8 +84,8 @@ class Chronicle:
             policy.working_on = None
         else:
             if not self._recoveries.is_again(policy.key, report.slot):
-                due_at = report.slot.due_at + (policy.timetable.begins_after if policy.timetable else timedelta())
-                self._metrics.slot_started(lag_seconds=max(0.0, (report.started_at - due_at).total_seconds()))
+                lag = report.started_at - report.slot.due_at - report.slot.begins_after
+                self._metrics.slot_started(lag_seconds=max(0.0, lag.total_seconds()))
             if report.lock_held and not report.stopped:
                 missed += 1
                 self._metrics.slots_missed(policy.key, 1)

@@ -86,7 +86,7 @@ class Supervisor:
             order=self.order,
             permits=permits,
         )
-        self._warmups = Warmups(registry=registry, executor=executor, targets=targets, holds=holds)
+        self._warmups = Warmups(registry=registry, executor=executor, targets=targets, holds=holds, budget=self.budget)
         self.agenda = Agenda(
             registry=registry,
             holds=holds,

@@ -105,24 +105,27 @@ class Timers:
                 continue
             self._caught_up.set()
             self._changed.clear()  # after firing, which sets it
+            self._tell_soon()
             alarm = asyncio.get_running_loop().call_later(self._pause(), self._changed.set)
             try:
                 await self._changed.wait()
             finally:
                 alarm.cancel()
 
+    def _tell_soon(self) -> None:
+        if self._heap and self._seconds_left() <= LEAD_SECONDS and self._heap[0][0].due != self._told:
+            due = self._told = self._heap[0][0].due
+            self._soon(key for entry, key in self._within(due + _SECOND) if entry.due == due)
+
     def _pause(self) -> float:
-        """Seconds until something is due, or to be told of."""
+        """Seconds until something is to fire, or to be told of."""
         if not self._heap:
             return LONGEST_SLEEP_SECONDS
-        fires_at, due = self._heap[0][0]
-        seconds = (fires_at - self._clock.now()).total_seconds()
-        if seconds > LEAD_SECONDS:
-            seconds -= LEAD_SECONDS
-        elif due != self._told:
-            self._told = due
-            self._soon(key for entry, key in self._within(due + _SECOND) if entry.due == due)
-        return min(LONGEST_SLEEP_SECONDS, max(0.0, seconds))
+        seconds = self._seconds_left()
+        return min(LONGEST_SLEEP_SECONDS, max(0.0, seconds - LEAD_SECONDS if seconds > LEAD_SECONDS else seconds))
+
+    def _seconds_left(self) -> float:
+        return (self._heap[0][0].fires_at - self._clock.now()).total_seconds()
 
     def _within(self, instant: datetime) -> Iterator[tuple[_Entry, Key]]:
         """What fires until then, in no order: in a heap, nothing below an entry fires before it."""

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 
-from matview_operator.api.policy import Consistency, Isolation
 from matview_operator.domain.errors import Problem
+from matview_operator.domain.run import session_setting
+from matview_operator.engine.budget import Budget
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.ports import Executor, Key
 from matview_operator.engine.registry import Registry
+from matview_operator.engine.step import steps_of
 from matview_operator.engine.targets import Targets, usable
 
 log = logging.getLogger(__name__)
@@ -29,14 +31,16 @@ _KNOWN_SECONDS = 60.0
 class Warmups:
     """Its failures are nobody's: who refreshes meets them again, and tells."""
 
-    def __init__(self, *, registry: Registry, executor: Executor, targets: Targets, holds: Holds) -> None:
+    def __init__(
+        self, *, registry: Registry, executor: Executor, targets: Targets, holds: Holds, budget: Budget
+    ) -> None:
         self._registry = registry
+        self._budget = budget
         self._executor = executor
         self._targets = targets
         self._holds = holds
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         """By database."""
-        self._closed = False
 
     def soon(self, due: Iterable[Key]) -> None:
         """Begin to connect where several of these policies' views will be refreshed; never waits."""
@@ -46,10 +50,8 @@ class Warmups:
             spec = None if policy is None else policy.spec
             if policy is None or spec is None or policy.database_key is None or self._holds.closed_until(policy):
                 continue
-            setting = spec.tenant_setting.lower() if spec.isolation is Isolation.TENANT else None
-            runs[policy.database_key, setting] += 1 if spec.consistency is Consistency.GROUP else len(spec.views)
-        if self._closed:
-            return
+            setting = session_setting(spec.isolation, spec.tenant_setting)
+            runs[policy.database_key, setting] += len(steps_of(spec))
         for (database, setting), number in runs.most_common():
             if number < _FEWEST_RUNS or len(self._tasks) >= _AT_ONCE:
                 break
@@ -59,8 +61,7 @@ class Warmups:
                 task.add_done_callback(partial(self._ended, database))
 
     def close(self) -> None:
-        """Connect no more."""
-        self._closed = True
+        """Stop connecting; who tells of what is due must have stopped before."""
         for task in self._tasks.values():
             task.cancel()
 
@@ -72,7 +73,7 @@ class Warmups:
             spec = usable(self._registry.databases.get(key), key)
             moment = asyncio.get_running_loop().time() - _KNOWN_SECONDS
             target = self._targets.read_since(spec, key, moment=moment) or await self._targets.resolve(spec, key)
-            count = min(runs, spec.limits.max_concurrent_refreshes)
+            count = min(runs, self._budget.allowed(key))
             await self._executor.connect_ahead(target=target, tenant_setting=setting, count=count)
         except Problem as problem:
             log.debug("not connected ahead: %s", problem.reason, extra=_about(key))

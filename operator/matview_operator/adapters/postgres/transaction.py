@@ -30,10 +30,11 @@ from matview_operator.adapters.postgres.wire.connection import CONNECT_SECONDS
 from matview_operator.adapters.postgres.work import Job, Stage, Work, already_done, mode_of, row_of, success
 from matview_operator.api.database import Bookkeeping
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Analyze, Isolation
+from matview_operator.api.policy import Analyze
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import busy_pause
+from matview_operator.domain.run import session_setting
 from matview_operator.domain.server import check_server
 
 _RANDOM = Random()  # noqa: S311 - jitter
@@ -50,7 +51,7 @@ async def work_through(job: Job, pool: Pool) -> tuple[RefreshResult, ...]:
     while True:
         session = job.session = await pool.lend(
             job.target,
-            tenant_setting=job.run.tenant_setting.lower() if job.run.isolation is Isolation.TENANT else None,
+            tenant_setting=session_setting(job.run.isolation, job.run.tenant_setting),
             seconds=min(CONNECT_SECONDS, job.timeout_seconds),
         )
         if is_pooled:
