@@ -105,7 +105,7 @@ class _Wave:
             await self.fifty_have_ended.wait()
             await asyncio.sleep(0.001)  # until who was given the fiftieth's place has begun
         before, due = self.begun, time.perf_counter()
-        async with self.budget.place(_DATABASE, tenant=SINGLE):
+        async with self.budget.place(self.budget.queue(_DATABASE, tenant=SINGLE)):
             got, begun = time.perf_counter(), self.begun - before
             await self._refresh(single)
             ended = time.perf_counter()
@@ -114,7 +114,7 @@ class _Wave:
         return _Wait(seconds=got - due, begun=begun, refresh_seconds=ended - got)
 
     async def _other(self, view: str, tenant: str) -> None:
-        async with self.budget.place(_DATABASE, tenant=tenant):
+        async with self.budget.place(self.budget.queue(_DATABASE, tenant=tenant)):
             if self.over:
                 return
             self.begun += 1

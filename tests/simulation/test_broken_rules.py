@@ -13,6 +13,7 @@ from tests.simulation.simulation import simulate, watched
 
 from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.domain.shard import Shard
+from matview_operator.domain.staleness import StalenessTarget
 from matview_operator.engine import targets
 from matview_operator.engine.agenda import Agenda
 from matview_operator.engine.attempts import Attempts
@@ -43,14 +44,14 @@ def no_limit_per_database(patch: pytest.MonkeyPatch) -> None:
 
 
 def places_that_are_not_handed_on(patch: pytest.MonkeyPatch) -> None:
-    leave = Budget._leave
+    release = Budget.release
 
     def keep(self: Budget, *args: Any) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(Budget, "_admit", lambda *_: None)
-            leave(self, *args)
+            release(self, *args)
 
-    patch.setattr(Budget, "_leave", keep)
+    patch.setattr(Budget, "release", keep)
 
 
 def slots_that_are_taken_twice(patch: pytest.MonkeyPatch) -> None:
@@ -243,7 +244,11 @@ def no_limit_in_all(patch: pytest.MonkeyPatch) -> None:
 
 
 def targets_of_staleness_without_a_timer(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Chronicle, "_retime", lambda *_: None)
+    def stop(self: Chronicle, policy: Policy, _: object) -> None:
+        if isinstance(policy.timetable, StalenessTarget):
+            self._timers.cancel(policy.key)
+
+    patch.setattr(Chronicle, "_retime", stop)
 
 
 def shards_that_take_all(patch: pytest.MonkeyPatch) -> None:

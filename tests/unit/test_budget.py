@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from tests.unit.world import key, until
 
-from matview_operator.engine.budget import LONG_SECONDS, Budget, NoPlace
+from matview_operator.engine.budget import LONG_SECONDS, Budget
 from matview_operator.engine.ports import Key
+from matview_operator.engine.queue import NoPlace
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
 
@@ -40,7 +41,7 @@ class Places:
         tenant: str | None = None,
         patience: float | None = None,
     ) -> None:
-        async with self.budget.place(database, tenant=tenant, seconds=patience):
+        async with self.budget.place(self.budget.queue(database, tenant=tenant), seconds=patience):
             self.began.append((asyncio.get_running_loop().time(), name))
             self.running[database] += 1
             self.most[database] = max(self.most[database], self.running[database])
@@ -143,7 +144,7 @@ async def test_waiting_longer_than_one_will_is_no_place_and_leaves_none_behind()
     holder = places.start(A, seconds=10)
     await until(1)
     with pytest.raises(NoPlace):
-        async with places.budget.place(A, seconds=3):
+        async with places.budget.place(places.budget.queue(A), seconds=3):
             pytest.fail("there is no place")
     assert asyncio.get_running_loop().time() == 4
     await holder
@@ -155,7 +156,7 @@ async def test_waiting_for_a_place_in_all_is_bounded_too() -> None:
     holders = [places.start(database, seconds=10) for database in (A, B)]
     await until(1)
     with pytest.raises(NoPlace):
-        async with places.budget.place(C, seconds=3):
+        async with places.budget.place(places.budget.queue(C), seconds=3):
             pytest.fail("there is no place")
     await asyncio.gather(*holders)
     assert places.is_empty
@@ -163,9 +164,9 @@ async def test_waiting_for_a_place_in_all_is_bounded_too() -> None:
 
 async def test_a_free_place_is_given_however_little_time_is_left() -> None:
     places = Places(a=1)
-    async with places.budget.place(A, seconds=0):
+    async with places.budget.place(places.budget.queue(A), seconds=0):
         pass
-    async with places.budget.place(A, seconds=-5):
+    async with places.budget.place(places.budget.queue(A), seconds=-5):
         await asyncio.sleep(100)  # the time is for the waiting, not for the work
     assert places.is_empty
 
@@ -173,7 +174,7 @@ async def test_a_free_place_is_given_however_little_time_is_left() -> None:
 async def test_an_error_of_the_work_passes_through_and_frees_the_place() -> None:
     places = Places(a=1)
     with pytest.raises(TimeoutError, match="the work's own"):
-        async with places.budget.place(A, seconds=5):
+        async with places.budget.place(places.budget.queue(A), seconds=5):
             raise TimeoutError("the work's own")
     assert places.is_empty
 
@@ -194,7 +195,7 @@ async def test_cancelled_waiters_lose_nobodys_place() -> None:
 
 async def test_a_place_given_in_the_moment_of_a_cancellation_goes_to_the_next() -> None:
     places = Places(a=1)
-    async with places.budget.place(A):
+    async with places.budget.place(places.budget.queue(A)):
         first, second = places.start(A, name="first"), places.start(A, name="second")
         await until(1)
     first.cancel()  # the place was handed on to it, but it has not woken up yet

@@ -14,10 +14,10 @@ from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.retry_class import RetryClass, retry_class, retry_pause
 from matview_operator.domain.slot import Slot, is_fresh
 from matview_operator.domain.view import ViewName
-from matview_operator.engine.budget import NoPlace
 from matview_operator.engine.lines import Blame
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.ports import Clock, Metrics
+from matview_operator.engine.queue import NoPlace
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.step import Stage, Step, steps_of
 from matview_operator.engine.turns import StaysDue, Turns

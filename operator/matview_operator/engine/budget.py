@@ -6,21 +6,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeAlias
 
-from matview_operator.domain.errors import MatviewError
 from matview_operator.engine.ports import Key
-from matview_operator.engine.rounds import NamespaceRounds, Rounds
+from matview_operator.engine.queue import NoPlace, Queue, State, Turn
+from matview_operator.engine.rounds import NamespaceRounds
 
 LONG_SECONDS = 10.0
 """Who holds his place for longer than this, hung or not, keeps no database from its first one."""
-
-Turn: TypeAlias = asyncio.Future[None]
-"""A place in the queue, and with a result a place to run in."""
-
-
-class NoPlace(MatviewError):
-    """No place became free in time, or none is given any more because the process ends."""
 
 
 class Budget:
@@ -36,7 +28,7 @@ class Budget:
         """`limit_of` is asked anew each time: it changes."""
         self._limit_of = limit_of
         self._limit_in_all = limit_in_all
-        self._queues: dict[Key, _Queue] = {}
+        self._queues: dict[Key, Queue] = {}
         """By database: those that have anything running or waiting."""
         self._ready = NamespaceRounds()
         """Where somebody waits and one more is allowed."""
@@ -51,37 +43,49 @@ class Budget:
     @property
     def waiting(self) -> int:
         """How many runs wait for a place."""
-        return sum(queue.length for queue in self._queues.values())
+        return sum(len(queue) for queue in self._queues.values())
 
     @property
     def is_short(self) -> bool:
         """Whether anybody waits for a place."""
         return any(self._queues.values())
 
-    @asynccontextmanager
-    async def place(
-        self, database: Key, *, tenant: str | None = None, seconds: float | None = None
-    ) -> AsyncIterator[None]:
-        """Hold a place on this database; wait for it so long at most. A free one is given however little time is left.
+    def queue(self, database: Key, *, tenant: str | None = None) -> Turn:
+        """Stand in the line, until it is released. Raises NoPlace when none is given any more.
 
-        `tenant`: whose turn among the database's it takes; None is one of its own. Raises NoPlace.
+        `tenant`: whose turn among the database's it takes; None is one of its own.
         """
         if self.closed:
             raise NoPlace
-        turn: Turn = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(database, _Queue()).put(tenant, turn)
+        turn = Turn(database, tenant)
+        self._queues.setdefault(database, Queue()).put(turn)
         self._line_up(database)
         self._admit()
-        if not turn.done():
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._wait(database, tenant, turn)
-            except TimeoutError:
-                raise NoPlace from None
+        return turn
+
+    @asynccontextmanager
+    async def place(self, turn: Turn, *, seconds: float | None = None) -> AsyncIterator[None]:
+        """Hold a place; wait for it so long at most. In the end the turn is released. Raises NoPlace."""
         try:
+            await turn.come(seconds=seconds)
             yield
         finally:
-            self._leave(database, turn)
+            self.release(turn)
+
+    def release(self, turn: Turn) -> None:
+        """Leave the line, or give the place back; nothing happens if that was done."""
+        was, turn.state = turn.state, State.OVER
+        match was:
+            case State.WAITS:
+                self._queues[turn.database].remove(turn)
+            case State.HAS_A_PLACE:
+                self._taken -= 1
+                self._recent.pop(turn, None)
+                self._queues[turn.database].taken -= 1
+            case _:
+                return
+        self._line_up(turn.database)
+        self._admit()
 
     def limit_changed(self, database: Key) -> None:
         """Let in at once whom a raised limit has room for."""
@@ -95,25 +99,6 @@ class Budget:
         for database, queue in [*self._queues.items()]:
             queue.refuse()
             self._line_up(database)
-        self._admit()
-
-    async def _wait(self, database: Key, tenant: str | None, turn: Turn) -> None:
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._leave(database, turn)  # the place was given in the moment of the cancellation
-            elif database in self._queues:
-                self._queues[database].remove(tenant, turn)
-                self._line_up(database)
-                self._admit()
-            raise
-
-    def _leave(self, database: Key, turn: Turn) -> None:
-        self._taken -= 1
-        self._recent.pop(turn, None)
-        self._queues[database].taken -= 1
-        self._line_up(database)
         self._admit()
 
     def _line_up(self, database: Key) -> None:
@@ -136,11 +121,10 @@ class Budget:
         while (database := self._next()) is not None:
             queue = self._queues[database]
             turn = queue.take()
-            if turn is not None:
-                queue.taken += 1
-                self._taken += 1
-                self._recent[turn] = asyncio.get_running_loop().time()
-                turn.set_result(None)
+            queue.taken += 1
+            self._taken += 1
+            self._recent[turn] = asyncio.get_running_loop().time()
+            turn.reach(State.HAS_A_PLACE)
             self._line_up(database)
         if self._alarm is not None and not self._idle:
             self._alarm.cancel()
@@ -171,48 +155,3 @@ class Budget:
     def allowed(self, database: Key) -> int:
         """How many refreshes of a database may run at once: half of all at most."""
         return min(self._limit_of(database), (self._limit_in_all + 1) // 2)
-
-
-class _Queue:
-    """Who waits for a place on one database: tenants in turns, and first come first served for each."""
-
-    def __init__(self) -> None:
-        self.taken = 0
-        self._rounds: Rounds[str | None] = Rounds()
-        self._turns: dict[str | None, OrderedDict[Turn, None]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._rounds)
-
-    @property
-    def length(self) -> int:
-        return sum(len(turns) for turns in self._turns.values())
-
-    def put(self, tenant: str | None, turn: Turn) -> None:
-        self._turns.setdefault(tenant, OrderedDict())[turn] = None
-        self._rounds.add(tenant)
-
-    def take(self) -> Turn | None:
-        """The next one who still waits."""
-        while self._rounds:
-            tenant = self._rounds.turn()
-            turn, _ = self._turns[tenant].popitem(last=False)
-            self.remove(tenant, turn)
-            if not turn.done():  # else cancelled a moment ago
-                return turn
-        return None
-
-    def remove(self, tenant: str | None, turn: Turn) -> None:
-        turns = self._turns.get(tenant)
-        if turns is not None:
-            turns.pop(turn, None)
-            if not turns:
-                del self._turns[tenant]
-                self._rounds.discard(tenant)
-
-    def refuse(self) -> None:
-        for tenant, turns in [*self._turns.items()]:
-            for turn in [*turns]:
-                self.remove(tenant, turn)
-                if not turn.done():
-                    turn.set_exception(NoPlace())

@@ -17,6 +17,8 @@ from datetime import datetime
 from typing import TypeAlias
 
 from matview_operator.api.outcome import RefreshOutcome
+from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec
+from matview_operator.api.view import ViewSpec
 from matview_operator.domain.covering import Cover, cover_of
 from matview_operator.domain.errors import MatviewError
 from matview_operator.domain.result import RefreshResult
@@ -25,6 +27,8 @@ from matview_operator.domain.slot import Slot
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.budget import Budget
 from matview_operator.engine.ports import Clock, Key
+from matview_operator.engine.queue import Turn
+from matview_operator.engine.registry import Database
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,12 @@ class FollowedInVain(MatviewError):
 
 SharedView: TypeAlias = tuple[str, int, ViewName]
 """UID and generation of the MatviewDatabase, under which the name means one view, and the view's name."""
+
+
+def shared_view(database: Database, spec: MatviewRefreshPolicySpec, view: ViewSpec) -> SharedView | None:
+    """Under GLOBAL the view; None for a run that is its own whoever else refreshes it, such as a group's."""
+    is_own = spec.isolation is Isolation.TENANT or spec.consistency is Consistency.GROUP
+    return None if is_own else (database.ref.uid, database.generation, ViewName(view.schema_name, view.name))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,6 +92,10 @@ class Flights:
         self.following = 0
         """How many wait for another policy's run to end."""
 
+    def concern(self, view: SharedView) -> bool:
+        """Whether a run of the view is at work, or one is remembered: a slot may have no need of a place."""
+        return view in self._flying or view in self._covers
+
     @asynccontextmanager
     async def seat(
         self,
@@ -92,16 +106,19 @@ class Flights:
         shared: SharedView | None,
         seconds: float | None,
         follows: Callable[[], None],
+        turn: Turn | None = None,
     ) -> AsyncIterator[Seat]:
         """Wait for a place for this run, so many seconds at most, or for a run that may cover it: `follows` is told.
 
-        `shared`: under GLOBAL the view; None for a run that is its own whoever else refreshes its view. Raises NoPlace
-        and FollowedInVain.
+        `shared`: what shared_view says. `turn`: where it stands in the line for a place already. Raises NoPlace and
+        FollowedInVain.
         """
         until = None if seconds is None else asyncio.get_running_loop().time() + seconds
         while True:
             known = None if shared is None else self._known(shared, run)
             flight = None if shared is None else self._flying.get(shared)
+            if turn is not None and (known or flight) is not None:
+                self._budget.release(turn)
             if known is None and shared is not None and flight is not None:
                 follows()
                 known = await self._followed(flight, run, slot, shared)
@@ -110,7 +127,8 @@ class Flights:
                 return
             async with AsyncExitStack() as held:
                 left = None if until is None else until - asyncio.get_running_loop().time()
-                if not await self._place(held, database, run, shared, seconds=left):
+                turn, mine = None, turn or self._budget.queue(database, tenant=run.tenant_id)
+                if not await self._place(held, mine, shared, seconds=left):
                     continue
                 async with self._flying_as(shared, run) as seat:
                     yield seat
@@ -145,11 +163,9 @@ class Flights:
             self.following -= 1
         return True
 
-    async def _place(
-        self, held: AsyncExitStack, database: Key, run: Run, view: SharedView | None, *, seconds: float | None
-    ) -> bool:
+    async def _place(self, held: AsyncExitStack, turn: Turn, view: SharedView | None, *, seconds: float | None) -> bool:
         """Wait for a place; False if another run of the view begins before."""
-        place = self._budget.place(database, tenant=run.tenant_id, seconds=seconds)
+        place = self._budget.place(turn, seconds=seconds)
         if view is None:
             await held.enter_async_context(place)
             return True

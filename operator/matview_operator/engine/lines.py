@@ -30,8 +30,8 @@ class Due:
     """One slot or request of one policy, as far as a line knows it."""
 
     slot: Slot
-    stirred: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when something that it waits for has ended."""
+    stirred: asyncio.Event = field(init=False)
+    """Set when something that it waits for has ended; there when it begins."""
     asked_at: datetime | None = None
     """When it found out what it waits for."""
 

@@ -7,10 +7,10 @@ from matview_operator.api.outcome import RefreshReason
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.slot import Slot
 from matview_operator.domain.spec_check import check_timeouts
-from matview_operator.engine.budget import NoPlace
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.order import Order
 from matview_operator.engine.ports import Clock
+from matview_operator.engine.queue import NoPlace
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.targets import usable
 from matview_operator.engine.turns import StaysDue

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from matview_operator.api.database import MatviewDatabaseSpec
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
-from matview_operator.api.policy import Consistency, Isolation, MatviewRefreshPolicySpec
+from matview_operator.api.policy import MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
 from matview_operator.domain.errors import Problem
 from matview_operator.domain.result import RefreshResult
@@ -20,16 +20,18 @@ from matview_operator.domain.run import Run
 from matview_operator.domain.slot import Slot, SlotReport, is_stopped
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.attempts import Attempts
-from matview_operator.engine.budget import Budget, NoPlace
+from matview_operator.engine.budget import Budget
 from matview_operator.engine.execution import execute
-from matview_operator.engine.flights import Flights, FollowedInVain, SharedView
+from matview_operator.engine.flights import Flights, FollowedInVain, shared_view
 from matview_operator.engine.holds import Holds
 from matview_operator.engine.lines import Blame
 from matview_operator.engine.pauses import Pauses
 from matview_operator.engine.permits import Permits
-from matview_operator.engine.ports import Clock, Executor, Key, Metrics
+from matview_operator.engine.ports import Clock, Executor, Metrics
+from matview_operator.engine.queue import NoPlace, Turn
 from matview_operator.engine.registry import Policy, Registry
 from matview_operator.engine.runs import run_of
+from matview_operator.engine.stands import Stands
 from matview_operator.engine.step import Step
 from matview_operator.engine.strands import Strands
 from matview_operator.engine.targets import SlotTarget, Targets, usable
@@ -81,6 +83,9 @@ class SlotRunner:
         self._clock = clock
         self._random = random
         self._turns = turns
+        self._stands = Stands(
+            registry=registry, permits=permits, turns=turns, flights=flights, budget=budget, clock=clock
+        )
 
     async def run(
         self,
@@ -96,6 +101,26 @@ class SlotRunner:
         `newer`, `waits` and `former` are those of Attempts. None if nothing came of it: no place became free before the
         slot's deadline, the policy changed or a window closed before the first view's run, or the process ends.
         """
+        try:
+            turn = await self._stands.wait(policy, slot)
+        except (NoPlace, asyncio.CancelledError):
+            return None
+        try:
+            return await self._run(policy, slot, turn, newer=newer, waits=waits, former=former)
+        finally:
+            pass
+
+    async def _run(
+        self,
+        policy: Policy,
+        slot: Slot,
+        turn: Turn | None,
+        *,
+        newer: Callable[[], bool],
+        waits: Callable[[Step, float], None],
+        former: Mapping[ViewName, RefreshResult],
+    ) -> SlotReport | None:
+        """`turn` is the first step's."""
         spec, key = policy.spec, policy.database_key
         assert spec is not None  # an invalid policy has no timer and no request
         assert key is not None  # the policy has a spec
@@ -122,7 +147,8 @@ class SlotRunner:
             with attempts.work:
                 async with Strands() as strands:
                     while (step := await attempts.next()) is not None:
-                        strands.begin(self._attempt(step, work))
+                        strands.begin(self._attempt(step, work, turn))
+                        turn = None
         except (NoPlace, StaysDue, asyncio.CancelledError):
             suspended = self._suspended(policy)
             if suspended is not None:
@@ -149,7 +175,7 @@ class SlotRunner:
             cut_short=cut_short,
         )
 
-    async def _attempt(self, step: Step, work: _Work) -> None:
+    async def _attempt(self, step: Step, work: _Work, turn: Turn | None) -> None:
         """One attempt at one step, beside those at others. Raises CancelledError only."""
         attempts = work.attempts
         try:
@@ -159,7 +185,7 @@ class SlotRunner:
                 return
             if step.results:
                 work.where.forget()  # what leads nowhere may be another Secret's by now
-            attempts.ended(step, await self._refresh(step, work))
+            attempts.ended(step, await self._refresh(step, work, turn))
         except FollowedInVain as vain:
             attempts.followed_in_vain(step, alone=vain.alone)
         except (NoPlace, StaysDue) as stop:
@@ -176,6 +202,9 @@ class SlotRunner:
         except Exception as error:  # noqa: BLE001 - the slot's other views go on; `_bug` logs it
             bug, now = self._bug(work.policy, error), self._clock.now()
             attempts.left_out(step, self._all_ended(step, work, now, RefreshOutcome.FAILED, bug))
+        finally:
+            if turn is not None:
+                self._budget.release(turn)
 
     def _bug(self, policy: Policy, error: Exception) -> Problem:
         """Whatever it was, the policy's status says so, and a request is answered."""
@@ -190,14 +219,14 @@ class SlotRunner:
         )
         return self._all_ended(step, work, self._clock.now(), RefreshOutcome.SKIPPED_UPSTREAM, problem)
 
-    async def _refresh(self, step: Step, work: _Work) -> Sequence[RefreshResult]:
+    async def _refresh(self, step: Step, work: _Work, turn: Turn | None) -> Sequence[RefreshResult]:
         """Wait for a place and refresh. Raises NoPlace, StaysDue, FollowedInVain."""
         policy, spec, slot, attempts, key = work.policy, work.spec, work.slot, work.attempts, work.where.key
         started_at = self._clock.now()
         try:
             self._permits.database_of(policy)  # what is wrong is said at once, not after waiting for a place
             run, again = self._run_of(step.views[0], work), bool(step.results)
-            view = None if step.alone else self._shared(spec, step.views[0], key)
+            view = None if step.alone else shared_view(self._registry.databases[key], spec, step.views[0])
 
             def check() -> MatviewDatabaseSpec:
                 # Asked anew: while it waited, the database may have been suspended or a rival may have come.
@@ -215,6 +244,7 @@ class SlotRunner:
                 shared=view,
                 seconds=attempts.seconds_for_a_place(step),
                 follows=lambda: attempts.follows(step),
+                turn=turn,
             ) as seat:
                 if seat.known is not None and seat.known.outcome is RefreshOutcome.SKIPPED_COVERED:
                     # Whoever is covered has begun nothing: it may be late by now, and a window may have closed.
@@ -234,12 +264,6 @@ class SlotRunner:
                 return results
         except Problem as problem:
             return self._all_ended(step, work, started_at, RefreshOutcome.FAILED, problem)
-
-    def _shared(self, spec: MatviewRefreshPolicySpec, view: ViewSpec, key: Key) -> SharedView | None:
-        """What a run may share with other policies' runs; a group is refreshed by itself."""
-        database = self._registry.databases[key]
-        is_own = spec.isolation is Isolation.TENANT or spec.consistency is Consistency.GROUP
-        return None if is_own else (database.ref.uid, database.generation, ViewName(view.schema_name, view.name))
 
     def _suspended(self, policy: Policy) -> Problem | None:
         """Why a run was cancelled, if it was not for the process's end."""

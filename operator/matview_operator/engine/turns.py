@@ -8,6 +8,7 @@ views are on a cycle do not run. Whoever waits holds no place.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -142,6 +143,7 @@ class Turns:
         elif work.policy is not policy:
             self._change(work, policy)
         work.policy, work.database, work.steps, work.asked_at = policy, policy.database_key, steps, None
+        work.stirred = asyncio.Event()
         work.failed.clear()
         self._enter(work)
         return work
