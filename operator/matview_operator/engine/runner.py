@@ -108,7 +108,8 @@ class SlotRunner:
         try:
             return await self._run(policy, slot, turn, newer=newer, waits=waits, former=former)
         finally:
-            pass
+            if turn is not None:
+                self._budget.release(turn)
 
     async def _run(
         self,
