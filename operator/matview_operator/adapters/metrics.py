@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from matview_operator.api.outcome import RefreshOutcome, RefreshReason
@@ -40,6 +40,18 @@ class PolicyReading:
     """Since the stalest of its views was known to be current; since its creation if one never was."""
 
 
+@dataclass(slots=True)
+class _Counts:
+    """Of one policy. A series of the library's own, with its lock, takes three times as much memory."""
+
+    runs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By outcome and reason."""
+    missed: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    is_measured: bool = False
+
+
 class PrometheusMetrics:
     """Counters that the engine drives, and gauges that are computed at each scrape, from time and not from events."""
 
@@ -53,32 +65,14 @@ class PrometheusMetrics:
         leads: Callable[[], bool],
     ) -> None:
         self.registry = CollectorRegistry()
-        self._seen: defaultdict[Key, set[tuple[str, str]]] = defaultdict(set)
-        self._retried: defaultdict[Key, set[str]] = defaultdict(set)
-        self._measured: defaultdict[str, set[str]] = defaultdict(set)
-        self._runs = Counter(
-            "matview_runs",
-            "Runs of single views that ended, by outcome and reason.",
-            (*_PLACE, "outcome", "reason"),
-            registry=self.registry,
-        )
+        self._counts: defaultdict[Key, _Counts] = defaultdict(_Counts)
+        self._measured: Counter[str] = Counter()
+        """By namespace: policies with a run whose duration was observed."""
         self._durations = Histogram(
             "matview_run_duration_seconds",
             "How long runs took that refreshed their view.",
             ("namespace",),
             buckets=_DURATION_BUCKETS,
-            registry=self.registry,
-        )
-        self._missed = Counter(
-            "matview_slots_missed",
-            "Slots that were not run: later than startingDeadlineSeconds, superseded, or locked out.",
-            _PLACE,
-            registry=self.registry,
-        )
-        self._retries = Counter(
-            "matview_retries",
-            "Attempts at a view that were made again in the same slot, by the reason why.",
-            (*_PLACE, "reason"),
             registry=self.registry,
         )
         self._lag = Histogram(
@@ -92,15 +86,16 @@ class PrometheusMetrics:
         leader = Gauge("matview_leader", "1 if this process works, 0 if it stands by.", registry=self.registry)
         leader.set_function(lambda: float(leads()))
         self.registry.register(_Readings(policies, queue_depth))
+        self.registry.register(_Counters(self._counts))
 
     def run_ended(self, key: Key, result: RefreshResult) -> None:
         """Count one run of one view; its duration only if it did refresh."""
-        labels = (result.outcome.value, "" if result.error_type is None else result.error_type.value)
-        self._seen[key].add(labels)
-        self._runs.labels(*key, *labels).inc()
+        counts = self._counts[key]
+        counts.runs[_why(result.outcome, result.error_type)] += 1
         if result.outcome is RefreshOutcome.SUCCESS and result.error_type is not RefreshReason.RECOVERED:
-            self._measured[key.namespace].add(key.name)
             self._durations.labels(key.namespace).observe(result.duration_ms / 1000)
+            self._measured[key.namespace] += not counts.is_measured
+            counts.is_measured = True
 
     def slot_started(self, *, lag_seconds: float) -> None:
         """Observe a slot's lag."""
@@ -108,31 +103,54 @@ class PrometheusMetrics:
 
     def slots_missed(self, key: Key, count: int) -> None:
         """Count slots that were not run."""
-        self._missed.labels(*key).inc(count)
+        self._counts[key].missed += count
 
     def retried(self, key: Key, reason: RefreshReason) -> None:
         """Count an attempt that is made again."""
-        self._retried[key].add(reason.value)
-        self._retries.labels(*key, reason.value).inc()
+        self._counts[key].retries[reason] += 1
 
     def policy_gone(self, key: Key) -> None:
         """Drop its series."""
-        for reason in self._retried.pop(key, ()):
-            self._retries.remove(*key, reason)
-        for labels in self._seen.pop(key, ()):
-            self._runs.remove(*key, *labels)
-        measured = self._measured.get(key.namespace, set())
-        if key.name in measured:
-            measured.remove(key.name)
-            if not measured:
+        counts = self._counts.pop(key, None)
+        if counts is not None and counts.is_measured:
+            self._measured[key.namespace] -= 1
+            if not self._measured[key.namespace]:
                 del self._measured[key.namespace]
                 self._durations.remove(key.namespace)
-        if key in self._missed._metrics:  # noqa: SLF001 - remove() logs or raises on a series that never was
-            self._missed.remove(*key)
 
     def exposition(self) -> bytes:
         """All series as text."""
         return generate_latest(self.registry)
+
+
+class _Counters(Collector):
+    def __init__(self, counts: Mapping[Key, _Counts]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        runs = CounterMetricFamily(
+            "matview_runs",
+            "Runs of single views that ended, by outcome and reason.",
+            labels=(*_PLACE, "outcome", "reason"),
+        )
+        missed = CounterMetricFamily(
+            "matview_slots_missed",
+            "Slots that were not run: later than startingDeadlineSeconds, superseded, or locked out.",
+            labels=_PLACE,
+        )
+        retries = CounterMetricFamily(
+            "matview_retries",
+            "Attempts at a view that were made again in the same slot, by the reason why.",
+            labels=(*_PLACE, "reason"),
+        )
+        for key, counts in self._counts.items():
+            for why, count in counts.runs.items():
+                runs.add_metric([*key, *why], count)
+            if counts.missed:
+                missed.add_metric(key, counts.missed)
+            for reason, count in counts.retries.items():
+                retries.add_metric([*key, reason], count)
+        yield from (runs, missed, retries)
 
 
 class _Readings(Collector):
@@ -158,6 +176,12 @@ class _Readings(Collector):
         yield GaugeMetricFamily(
             "matview_queue_depth", "Slots, requests and runs that are due and wait.", value=self._queue_depth()
         )
+
+
+@cache
+def _why(outcome: RefreshOutcome, reason: RefreshReason | None) -> tuple[str, str]:
+    """The labels of a run; each pair is there once."""
+    return outcome.value, "" if reason is None else reason.value
 
 
 def since(moment: datetime, *, now: datetime) -> float:

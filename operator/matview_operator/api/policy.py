@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from matview_operator.api.model import ClosedSet, CustomObject, Model, Optional
+from matview_operator.api.model import ClosedSet, CustomObject, Model, OneOf, Optional
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.api.scalar import Cron, ObjectName, TenantId, TenantSetting, TimeZone, rule, rules
 from matview_operator.api.view import Concurrently, Views
@@ -118,7 +118,7 @@ class MatviewRefreshPolicySpec(Model):
         )
     )
 
-    database_ref: DatabaseRef
+    database_ref: OneOf[DatabaseRef]
     """The MatviewDatabase that has the views."""
     tenant_id: Optional[TenantId] = None
     """The tenant that this policy belongs to, in 1 to 63 printable characters. Under isolation Shared it is a
@@ -139,7 +139,7 @@ class MatviewRefreshPolicySpec(Model):
     that it reads. It is for reports that read several views and must not contradict themselves. Every view
     needs a unique index on plain columns, one that fails holds back all, and their timeouts are added up to the
     group's, at most limits.timeoutSeconds of the MatviewDatabase."""
-    schedule: Schedule
+    schedule: OneOf[Schedule]
     """When the views are due. Nothing is run when a policy is applied, but under maxStalenessSeconds: the next
     slot is the first."""
     jitter_seconds: Annotated[int, Field(ge=0, le=86_400)] = 0
@@ -161,7 +161,7 @@ class MatviewRefreshPolicySpec(Model):
     suspend: bool = False
     """Whether to stop the schedule. A requested refresh still runs: annotate the policy with
     matviews.skeldir.io/requestedAt to ask for one."""
-    retry: Retry = Retry()
+    retry: OneOf[Retry] = Retry()
     """What becomes of a view that failed for a reason that may pass, as a server that restarts. It is tried
     again in the same slot, never past the next one; the policy's other views do not wait for it."""
     history_limit: Annotated[int, Field(ge=0, le=50)] = 5
