@@ -19,7 +19,7 @@ from kubernetes.aio import client
 
 from matview_operator.adapters.kube.client import api_addresses, load_configuration
 from matview_operator.adapters.kube.events import KubeEvents
-from matview_operator.adapters.kube.handlers import configure, watch
+from matview_operator.adapters.kube.handlers import NoMemories, configure, watch
 from matview_operator.adapters.kube.lease import KubeLease, own_namespace
 from matview_operator.adapters.kube.resync import Resync
 from matview_operator.adapters.kube.secrets import SecretReader
@@ -117,6 +117,7 @@ class _Operator:
         await kopf.operator(
             registry=registry,
             settings=kopf.OperatorSettings(),
+            memories=NoMemories(),
             standalone=True,
             clusterwide=not self._settings.namespaces,
             namespaces=self._settings.namespaces,

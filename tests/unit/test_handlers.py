@@ -14,7 +14,7 @@ import kopf
 import pytest
 from kopf._cogs.clients import api
 
-from matview_operator.adapters.kube.handlers import configure
+from matview_operator.adapters.kube.handlers import NoMemories, configure
 
 pytestmark = pytest.mark.looptime
 
@@ -62,3 +62,13 @@ async def test_a_watch_outlives_an_hour_of_refusals_and_goes_on_soon_after() -> 
     assert answer.status == HTTPStatus.OK
     assert OUTAGE_SECONDS <= far_end.asked[-1] <= OUTAGE_SECONDS + 10
     assert len(far_end.asked) < OUTAGE_SECONDS / 5
+
+
+async def test_kopf_remembers_nothing_of_an_object() -> None:
+    memories = NoMemories()
+    body: Any = {"metadata": {"uid": "one", "name": "mv"}}
+    first = await memories.recall(body, noticed_by_listing=True, memobase=kopf.Memo(a=1))
+    assert first.noticed_by_listing
+    assert getattr(first.memo, "a", None) == 1
+    assert await memories.recall(body) is not first
+    assert [*memories.iter_all_memories()] == []

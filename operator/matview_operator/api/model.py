@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from kube_custom_resource.schema import BaseModel, Nullable
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic import BaseModel as PydanticModel
+from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+from matview_operator.api.scalar import OneOf
 
 GROUP = "matviews.skeldir.io"
 VERSION = "v1beta1"
@@ -25,21 +26,11 @@ REQUESTED_AT = f"{GROUP}/requestedAt"
 """The annotation that asks for a refresh now; its value is the request's token."""
 
 _FIELDS_SET: set[str] = set()
-_PARTS = 1024
 
 T = TypeVar("T")
 Optional = Annotated[T | None, Nullable]
 """A value or nothing, without the `anyOf … null` that is no structural schema. As the library's own, but
 visible to mypy."""
-
-
-@lru_cache(maxsize=_PARTS)
-def _one_of(part: T) -> T:
-    return part
-
-
-OneOf = Annotated[T, AfterValidator(_one_of)]
-"""A part of which thousands of policies have equal ones; they share one of them."""
 
 
 class Model(BaseModel):
@@ -99,7 +90,7 @@ class ObjectMeta(Model):
     """The metadata of an object that this operator uses; the API server owns it."""
 
     name: str = Field(min_length=1)
-    namespace: str = Field(min_length=1)
+    namespace: OneOf[str] = Field(min_length=1)
     uid: str = Field(min_length=1)
     generation: int = 0
     resource_version: Optional[str] = None

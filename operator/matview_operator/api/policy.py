@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from matview_operator.api.model import ClosedSet, CustomObject, Model, OneOf, Optional
+from matview_operator.api.model import ClosedSet, CustomObject, Model, Optional
 from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
-from matview_operator.api.scalar import Cron, ObjectName, TenantId, TenantSetting, TimeZone, rule, rules
+from matview_operator.api.scalar import Cron, ObjectName, OneOf, TenantId, TenantSetting, TimeZone, rule, rules
 from matview_operator.api.view import Concurrently, Views
 
 

@@ -9,13 +9,13 @@ from pydantic import Field
 from matview_operator.api.condition import Conditions
 from matview_operator.api.model import Model, Optional
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome
-from matview_operator.api.scalar import Count, Message, Reason, Time, Token
+from matview_operator.api.scalar import Count, Message, OneOf, Reason, Time, Token
 
 
 class ViewStatus(Model):
     """The newest run of one view; a fixed projection of RefreshResult."""
 
-    schema_name: Annotated[str, Field(alias="schema", min_length=1, max_length=63)]
+    schema_name: Annotated[OneOf[str], Field(alias="schema", min_length=1, max_length=63)]
     """Schema of the view."""
     name: Annotated[str, Field(min_length=1, max_length=63)]
     """Name of the view."""
@@ -116,7 +116,7 @@ class MatviewRefreshPolicyStatus(Model):
     after the newest due slot. Stalled, present only when True: a person has to mend something.
     Reconciling, present only when True: a change or a request is being worked on. TargetMissed, present only
     when True: the rows will be older than schedule.maxStalenessSeconds before the next ones are there."""
-    schedule: Optional[Annotated[str, Field(max_length=256)]] = None
+    schedule: Optional[Annotated[OneOf[str], Field(max_length=256)]] = None
     """The schedule in words: every 30s, at most 300s old, or the cron expression with its time zone."""
     last_slot_time: Optional[Time] = None
     """The newest slot that ended, whatever its outcome."""

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from matview_operator.api.model import ClosedSet, Model, Optional
-from matview_operator.api.scalar import Identifier, rule, rules
+from matview_operator.api.scalar import Identifier, OneOf, rule, rules
 
 
 class Concurrently(ClosedSet):
@@ -70,7 +70,7 @@ class ViewSpec(Model):
     value.
     """
 
-    schema_name: Annotated[Identifier, Field(alias="schema")] = "public"
+    schema_name: Annotated[OneOf[Identifier], Field(alias="schema")] = "public"
     """Schema of the view, literally as in pg_namespace: lower case unless created with double quotes."""
     name: Identifier
     """Name of the view, literally as in pg_class: lower case unless created with double quotes."""

@@ -7,6 +7,7 @@ from itertools import repeat
 from typing import Any
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio import client
 
 from matview_operator.adapters.kube.client import kopf_login
@@ -40,8 +41,16 @@ def watch(
         (gone if event["type"] == "DELETED" else seen)(event["object"])
 
 
-_WORKER_SECONDS = 0.1
+_WORKER_SECONDS = 0.02
 """For so long kopf keeps a task, a queue and the object after its last news."""
+
+
+class NoMemories(ResourceMemories):
+    """Kopf keeps a kilobyte of each object, for handlers that remember something; none of ours does."""
+
+    async def recall(self, raw_body: kopf.RawBody, **known: Any) -> ResourceMemory:
+        """Make one for this piece of news alone."""
+        return await super().recall(raw_body, **known | {"ephemeral": True})
 
 
 class _Backoffs:
