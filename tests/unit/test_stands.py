@@ -13,6 +13,7 @@ from tests.unit.world import World, key, until
 from matview_operator.domain.run import Run
 from matview_operator.engine import runner
 from matview_operator.engine.attempts import Attempts
+from matview_operator.engine.order import FIRST_LOOK_SECONDS
 from matview_operator.engine.ports import Key
 from matview_operator.engine.runs import run_of
 
@@ -229,3 +230,14 @@ async def test_a_bug_in_the_first_view_leaves_its_place_to_the_second(monkeypatc
         assert times(world) == [("a", 30), ("b2", 40)]
         assert [view["outcome"] for view in world.api.status(policy)["views"]] == ["FAILED", "SUCCESS"]
         assert is_empty(world)
+
+
+async def test_a_look_that_takes_too_long_is_waited_for_once() -> None:
+    async with World() as world:
+        world.inspector.seconds = 100
+        await until(29.5)
+        world.database(limits=ONE)
+        for name in ("b", "c"):
+            world.policy(name, **HOURLY | {"schedule": {"everySeconds": 30}})
+        await until(45)
+        assert times(world) == [("b", 30 + FIRST_LOOK_SECONDS), ("c", 30.1 + FIRST_LOOK_SECONDS)]

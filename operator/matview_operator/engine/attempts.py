@@ -91,7 +91,7 @@ class Attempts:
     async def next(self) -> Step | None:
         """The first step that can be tried now, waiting for it; None when all have ended. Raises NoPlace, StaysDue."""
         if self.work.asked_at is None:
-            await self.work.begin()
+            self.work.begin()
         while True:
             self._give_up()
             if self._stop is not None:

@@ -33,7 +33,7 @@ class Stands:
         """Wait for the first view's place, and return it, to be released. Raises NoPlace if there is none in time.
 
         None where a place is not all: the view comes after another, somebody else's run may cover it, or something is
-        wrong that is to be told at once.
+        wrong that is to be told at once. Either way the order of the database's views is known then, if it can be.
         """
         assert policy.spec is not None  # an invalid policy has no timer and no request
         assert policy.database_key is not None  # the policy has a spec

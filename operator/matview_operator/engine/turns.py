@@ -60,9 +60,8 @@ class Work(Due):
         else:
             self.turns.leave(self)
 
-    async def begin(self) -> None:
-        """Find out what the steps wait for."""
-        await self.turns.order.looked(self.database)
+    def begin(self) -> None:
+        """Find out what the steps wait for, when the order is known."""
         self.asked_at = self.turns.clock.now()
         self.left = {index: self.turns.ahead_of(self, step) for index, step in enumerate(self.steps)}
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -45,9 +44,8 @@ class Resync:
         """List all once, databases first; waits until the API server answers."""
         while True:
             try:
-                # As text, which takes a fifth of the memory: nothing may be judged before all are known.
-                databases = deque([json.dumps(page) async for page in self._pages(MatviewDatabase.PLURAL)])
-                policies = deque([json.dumps(page) async for page in self._pages(MatviewRefreshPolicy.PLURAL)])
+                databases = deque([item async for item in self._list(MatviewDatabase.PLURAL)])
+                policies = deque([item async for item in self._list(MatviewRefreshPolicy.PLURAL)])
                 break
             except (ApiUnavailable, ApiException) as error:
                 why = f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)
@@ -57,9 +55,16 @@ class Resync:
                     extra={"action": "load"},
                 )
                 await asyncio.sleep(_START_PAUSE_SECONDS)
-        counts = _hand_over(databases, self._intake.database_seen), _hand_over(policies, self._intake.policy_seen)
+        counts = len(policies), len(databases)
+        for seen, bodies in ((self._intake.database_seen, databases), (self._intake.policy_seen, policies)):
+            # Each is let go at once, so that what is made of it can take its place in memory.
+            while bodies:
+                try:
+                    seen(bodies.popleft())
+                except Exception:  # One object's surprise keeps nobody else from being refreshed.
+                    log.exception("object not taken in", extra={"action": "load"})
         self._unnamed = self._intake.known_uids()
-        log.info("loaded %d databases and %d policies", *counts, extra={"action": "load"})
+        log.info("loaded %d policies and %d databases", *counts, extra={"action": "load"})
 
     def named(self, body: Any) -> None:
         """The list that a watch begins with has this object; to be told before the intake.
@@ -92,8 +97,7 @@ class Resync:
             listed = {
                 str(item["metadata"]["uid"])
                 for plural in (MatviewDatabase.PLURAL, MatviewRefreshPolicy.PLURAL)
-                async for page in self._pages(plural)
-                for item in page
+                async for item in self._list(plural)
             }
         except (ApiUnavailable, ApiException):
             log.warning("the periodic list failed; nothing is pruned", extra={"action": "resync"})
@@ -101,7 +105,7 @@ class Resync:
         self._intake.prune(known_before=known, listed=listed)
         return True
 
-    async def _pages(self, plural: str) -> AsyncIterator[list[dict[str, Any]]]:
+    async def _list(self, plural: str) -> AsyncIterator[dict[str, Any]]:
         for namespace in self._namespaces or (None,):
             token: str | None = None
             while True:
@@ -109,7 +113,7 @@ class Resync:
                 for item in page["items"]:
                     # Half of an object, and nothing to us.
                     item["metadata"].pop("managedFields", None)
-                yield page["items"]
+                    yield item
                 token = page["metadata"].get("continue")
                 if not token:
                     break
@@ -123,16 +127,3 @@ class Resync:
             return await self._objects.list_namespaced_custom_object(
                 GROUP, VERSION, namespace, plural, limit=PAGE, _continue=token, _request_timeout=REQUEST_SECONDS
             )
-
-
-def _hand_over(pages: deque[str], seen: Callable[[object], None]) -> int:
-    """Tell of each object, and return how many there are. A page is let go with the last of its own."""
-    count = 0
-    while pages:
-        for body in json.loads(pages.popleft()):
-            count += 1
-            try:
-                seen(body)
-            except Exception:  # One object's surprise keeps nobody else from being refreshed.
-                log.exception("object not taken in", extra={"action": "load"})
-    return count
