@@ -7,7 +7,7 @@ import gc
 from typing import Any
 
 import pytest
-from tests.unit.ports import EPOCH
+from tests.unit.test_order import times
 from tests.unit.world import World, key, until
 
 from matview_operator.domain.run import Run
@@ -21,11 +21,7 @@ pytestmark = pytest.mark.looptime(noop_cycles=3)
 
 ONE = {"maxConcurrentRefreshes": 1}
 HOURLY: dict[str, Any] = {"schedule": {"everySeconds": 3600}, "startingDeadlineSeconds": 3000}
-
-
-def times(world: World) -> list[tuple[str, float]]:
-    """Which view began when, in seconds since the start."""
-    return [(str(call.run.view), round((call.at - EPOCH).total_seconds(), 3)) for call in world.executor.calls]
+HALF_MINUTELY = HOURLY | {"schedule": {"everySeconds": 30}}
 
 
 def is_empty(world: World) -> bool:
@@ -37,8 +33,8 @@ async def waiting_until_40(world: World, *names: str, **fields: Any) -> list[Key
     """Policies whose slot of 30 waits for the only place, which another one, the first by name, has until 40."""
     world.database(limits=ONE)
     world.executor.slow["a"] = 10
-    world.policy("a", **HOURLY | {"schedule": {"everySeconds": 30}})
-    policies = [world.policy(name, **HOURLY | {"schedule": {"everySeconds": 30}} | fields) for name in names]
+    world.policy("a", **HALF_MINUTELY)
+    policies = [world.policy(name, **HALF_MINUTELY | fields) for name in names]
     await until(35)
     assert times(world) == [("a", 30)]
     return policies
@@ -61,6 +57,9 @@ async def test_who_waits_for_a_place_takes_one_task_and_nothing_of_what_a_run_ne
         )  # as their timers fire
         assert {world.api.status(policy)["views"][0]["outcome"] for policy in policies} == {"SUCCESS"}
         assert is_empty(world)
+        await until(7205)  # and so those whose runs of the hour before are the last that are remembered
+        assert world.supervisor.budget.waiting == 199
+        assert sum(isinstance(each, Attempts) for each in gc.get_objects()) == 1
 
 
 async def test_who_is_late_in_the_line_is_missed_at_once_and_not_when_its_turn_comes() -> None:
@@ -86,7 +85,7 @@ async def test_who_is_deleted_in_the_line_keeps_no_place_from_those_behind() -> 
 async def test_who_is_changed_in_the_line_is_refreshed_as_it_is_then() -> None:
     async with World() as world:
         await waiting_until_40(world, "changed")
-        world.policy("changed", **HOURLY | {"schedule": {"everySeconds": 30}}, views=[{"name": "other"}])
+        world.policy("changed", **HALF_MINUTELY, views=[{"name": "other"}])
         await until(45)
         assert times(world) == [("a", 30), ("other", 40)]
         assert is_empty(world)
@@ -179,7 +178,7 @@ async def test_nobody_holds_a_place_before_it_is_known_what_his_views_come_after
         await until(29)
         world.database(limits=ONE)
         for name in ("b", "c"):
-            world.policy(name, **HOURLY | {"schedule": {"everySeconds": 30}})
+            world.policy(name, **HALF_MINUTELY)
         await until(45)
         assert times(world) == [("c", 30.5), ("b", 30.6)]
 
@@ -238,6 +237,6 @@ async def test_a_look_that_takes_too_long_is_waited_for_once() -> None:
         await until(29.5)
         world.database(limits=ONE)
         for name in ("b", "c"):
-            world.policy(name, **HOURLY | {"schedule": {"everySeconds": 30}})
+            world.policy(name, **HALF_MINUTELY)
         await until(45)
         assert times(world) == [("b", 30 + FIRST_LOOK_SECONDS), ("c", 30.1 + FIRST_LOOK_SECONDS)]

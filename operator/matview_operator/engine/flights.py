@@ -94,7 +94,7 @@ class Flights:
 
     def concern(self, view: SharedView) -> bool:
         """Whether a run of the view is at work, or one is remembered: a slot may have no need of a place."""
-        return view in self._flying or view in self._covers
+        return view in self._flying or self._remembered(view) is not None
 
     @asynccontextmanager
     async def seat(
@@ -214,14 +214,17 @@ class Flights:
                 break
             self._covers.popitem(last=False)
 
-    def _known(self, view: SharedView, run: Run) -> RefreshResult | None:
+    def _remembered(self, view: SharedView) -> Cover | None:
         ended, cover = self._covers.get(view, (0.0, None))
+        return cover if asyncio.get_running_loop().time() - ended <= REMEMBERED_SECONDS else None
+
+    def _known(self, view: SharedView, run: Run) -> RefreshResult | None:
+        cover = self._remembered(view)
         if (
             cover is None
             or run.due_at is None
             # Later than now: somebody set the clock back, and nothing is known of what came before what.
             or not run.due_at <= cover.up_to <= self._clock.now()
-            or asyncio.get_running_loop().time() - ended > REMEMBERED_SECONDS
         ):
             return None
         result = cover.result_for(run)

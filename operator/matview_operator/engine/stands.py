@@ -1,6 +1,6 @@
 """Where a slot waits that waits for nothing but a place: as a name in the line.
 
-To wait with all that a run needs takes six times as much memory, and five thousand slots may be due at one instant.
+To wait with all that a run needs takes three times as much memory, and five thousand slots may be due at one instant.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Stands:
             return False
         view = shared_view(self._registry.databases[policy.database_key], policy.spec, policy.spec.views[0])
         is_shared = view is not None and (
-            self._flights.concern(view) or len([*self._registry.naming(policy.database_key, view[2])]) > 1
+            self._flights.concern(view)
+            or any(key != policy.key for key in self._registry.naming(policy.database_key, view[2]))
         )
         return not is_shared and not self._turns.follows(policy.key)
