@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -32,6 +33,13 @@ def binaries() -> Binaries:
     found = Binaries.find()
     assert found is not None
     return found
+
+
+@pytest.fixture
+def account(control_plane: Cluster, namespace: str, tmp_path: Path) -> Path:
+    """A kubeconfig of the namespace's own ServiceAccount, which a controller makes a moment after the namespace."""
+    control_plane.run_kubectl("wait", "--for=create", "serviceaccount/default", "-n", namespace, "--timeout=30s")
+    return control_plane.service_account_kubeconfig(namespace=namespace, name="default", path=tmp_path / "account")
 
 
 @pytest.fixture(scope="module")
@@ -78,31 +86,26 @@ def test_what_is_owned_goes_with_its_owner(control_plane: Cluster, namespace: st
 
 
 def test_a_service_account_may_do_what_its_role_says_and_no_more(
-    control_plane: Cluster, namespace: str, tmp_path: Path
+    control_plane: Cluster, namespace: str, account: Path
 ) -> None:
-    kubeconfig = control_plane.service_account_kubeconfig(
-        namespace=namespace, name="default", path=tmp_path / "default.kubeconfig"
-    )
-
-    who = control_plane.run_kubectl("auth", "whoami", "-o=jsonpath={.status.userInfo.username}", kubeconfig=kubeconfig)
+    who = control_plane.run_kubectl("auth", "whoami", "-o=jsonpath={.status.userInfo.username}", kubeconfig=account)
     assert who.stdout == f"system:serviceaccount:{namespace}:default"
-    denied = control_plane.run_kubectl("get", "secrets", check=False, kubeconfig=kubeconfig)
+    denied = control_plane.run_kubectl("get", "secrets", check=False, kubeconfig=account)
     assert denied.returncode == 1
     assert "Forbidden" in denied.stderr
 
     control_plane.run_kubectl("create", "role", "reader", "--verb=list", "--resource=secrets", "-n", namespace)
-    account = f"--serviceaccount={namespace}:default"
-    control_plane.run_kubectl("create", "rolebinding", "reader", "--role=reader", account, "-n", namespace)
-    control_plane.run_kubectl("get", "secrets", kubeconfig=kubeconfig)
-    elsewhere = control_plane.run_kubectl("get", "secrets", "-n", "default", check=False, kubeconfig=kubeconfig)
+    subject = f"--serviceaccount={namespace}:default"
+    control_plane.run_kubectl("create", "rolebinding", "reader", "--role=reader", subject, "-n", namespace)
+    deadline = time.monotonic() + 30
+    while control_plane.run_kubectl("get", "secrets", check=False, kubeconfig=account).returncode != 0:
+        assert time.monotonic() < deadline, "the server has not heard of its own new role in 30 s"
+    elsewhere = control_plane.run_kubectl("get", "secrets", "-n", "default", check=False, kubeconfig=account)
     assert "Forbidden" in elsewhere.stderr
 
 
-def test_a_token_is_good_for_a_day(control_plane: Cluster, namespace: str, tmp_path: Path) -> None:
-    path = tmp_path / "account.kubeconfig"
-    control_plane.service_account_kubeconfig(namespace=namespace, name="default", path=path)
-
-    token = yaml.safe_load(path.read_text())["users"][0]["user"]["token"]
+def test_a_token_is_good_for_a_day(control_plane: Cluster, account: Path) -> None:
+    token = yaml.safe_load(account.read_text())["users"][0]["user"]["token"]
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
     answer = control_plane.run_kubectl("create", "-f", "-", "-o", "json", input=json.dumps(review))
     assert json.loads(answer.stdout)["status"]["authenticated"]
