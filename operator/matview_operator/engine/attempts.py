@@ -12,7 +12,7 @@ from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry import lock_held_pause
 from matview_operator.domain.retry_class import RetryClass, retry_class, retry_pause
-from matview_operator.domain.slot import Slot, is_fresh
+from matview_operator.domain.slot import Slot
 from matview_operator.domain.view import ViewName
 from matview_operator.engine.lines import Blame
 from matview_operator.engine.pauses import Pauses
@@ -32,7 +32,7 @@ class Attempts:
     between.
 
     A lock that is held is tried again until the slot's deadline. What failed is tried again spec.retry.limit times, for
-    a slot only before the schedule's next one; a changed policy, or newer work of it, ends that.
+    a slot only before the next one. A changed policy, or newer work of it, ends that, and waiting for others' attempts.
     """
 
     def __init__(
@@ -65,16 +65,11 @@ class Attempts:
         self._waits = waits
         self._retry = policy.spec.retry
         self.steps = steps_of(policy.spec)
-        names = [tuple(ViewName(view.schema_name, view.name) for view in step.views) for step in self.steps]
-        self.work = turns.work(policy, slot, names)
+        self.work = turns.work(policy, slot, [step.names for step in self.steps])
         """Its place among the slots that are due with it; to be entered."""
         self._turns = turns
         for step in self.steps:
-            told = [former.get(name) for name in names[step.index]]
-            known = [result for result in told if result is not None]
-            step.tries = max((result.attempts for result in known), default=0)
-            if all(result is not None and is_fresh(result.outcome) for result in told):
-                step.results = known
+            if step.recall(former):
                 self._end(step)
         timetable = policy.timetable
         self._ends_at = None if slot.request or timetable is None else timetable.next_after(slot.due_at)
@@ -113,6 +108,7 @@ class Attempts:
 
     def begins(self, step: Step) -> None:
         """The server is asked now."""
+        self.work.begins(step.index)
         self._set(step, Stage.WORKS)
 
     def follows(self, step: Step) -> None:
@@ -165,6 +161,8 @@ class Attempts:
             self._end(step)
             return
         step.due = asyncio.get_running_loop().time() + pause
+        if step.kind is not RetryClass.LADDER:
+            self.work.rests(step.index)
         self._set(step, Stage.RESTS)
 
     def no_place(self, step: Step, stop: NoPlace) -> None:
@@ -213,7 +211,9 @@ class Attempts:
     def _is_ready(self, step: Step, now: float) -> bool:
         if step.stage is not Stage.RESTS:
             return False
-        return self.work.is_turn(step.index) if step.due is None else step.due <= now
+        if step.due is not None:
+            return step.due <= now
+        return step.blame is not None or self.work.is_turn(step.index)
 
     def _is_late(self) -> bool:
         return self._slot.request is None and self._until(self._slot.deadline) <= 0
@@ -281,13 +281,16 @@ class Attempts:
         )
 
     def _give_up(self) -> None:
-        """End what failed and is left to newer work, or to the policy as it is now."""
+        """End what failed, itself or upstream, and is left to newer work, or to the policy as it is now."""
         changed = self._registry.policies.get(self._policy.key) is not self._policy
         newer = self._newer()
         for step in self.steps:
-            if step.over or step.due is None or step.kind is RetryClass.LADDER:
+            if step.over or step.stage is not Stage.RESTS or step.kind is RetryClass.LADDER:
                 continue
-            if changed or (newer and (self._slot.request is None or step.hurried)):
+            if step.due is None:
+                fault = self.work.look_upstream(step.index)
+                step.blame = fault if self._slot.request is None and (changed or newer) else None
+            elif changed or (newer and (self._slot.request is None or step.hurried)):
                 self._end(step)
             elif newer:
                 # The slot that waits behind a request would try the same now. It is not kept from it for longer.

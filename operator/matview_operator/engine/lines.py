@@ -37,24 +37,6 @@ class Due:
 
 
 @dataclass(slots=True, eq=False)
-class Gathering:
-    """Refreshes of one view that all have to end. Those who wait for the same ones share it."""
-
-    pending: int
-    is_due_with_us: bool
-    """Whether one of them waits itself for all that we would have to wait for."""
-    waiting: list[Due] = field(default_factory=list)
-
-    def one_ended(self) -> None:
-        """Wake who waits, when it was the last."""
-        self.pending -= 1
-        if not self.pending:
-            for due in self.waiting:
-                due.stirred.set()
-            self.waiting.clear()
-
-
-@dataclass(slots=True, eq=False)
 class Part:
     """One view of one slot."""
 
@@ -62,7 +44,67 @@ class Part:
     """By which order it was found out what it waits for."""
     waits: bool = True
     """Whether it may still wait for another view."""
+    fault: Blame | None = None
+    """Whom to blame while a refresh that failed, its own or one that it waits for, is only to be tried again."""
     gatherings: list[Gathering] = field(default_factory=list)
+
+    def found(self, due: Due, fault: Blame | None) -> None:
+        """Have those look who wait for it, if that is news of it. It is `due`'s part."""
+        if self.fault != fault:
+            self.fault = fault
+            for gathering in self.gatherings:
+                gathering.found(due, fault)
+
+
+@dataclass(slots=True, eq=False)
+class Gathering:
+    """Refreshes of one view that all have to end. Those who wait for the same ones share it."""
+
+    line: Line
+    pending: set[Due]
+    """Whose have not ended yet."""
+    faults: dict[Due, Blame]
+    """Whose are only to be tried again, or wait for such, and whom to blame."""
+    is_due_with_us: bool
+    """Whether one of them waits itself for all that we would have to wait for."""
+    waiting: list[Due] = field(default_factory=list)
+
+    @property
+    def rests(self) -> bool:
+        """Whether none is at work, or will be at once: all that are left are only to be tried again."""
+        return len(self.faults) == len(self.pending)
+
+    def holds(self, due: Due) -> bool:
+        """Whether it has to be waited for. A request waits for no other one's next attempt: a person waits for it."""
+        if not self.rests:
+            return True
+        is_enough = due.slot.request is not None and due not in self.pending
+        return bool(self.pending) and not (is_enough or self.line.is_fresh_for(due))
+
+    def fault(self, due: Due) -> Blame | None:
+        """Whom to blame if what has to be waited for are next attempts and no more."""
+        return next(iter(self.faults.values())) if self.rests and self.holds(due) else None
+
+    def found(self, due: Due, fault: Blame | None) -> None:
+        """Have those look who wait for this one's refresh."""
+        if fault is None:
+            self.faults.pop(due, None)
+        else:
+            self.faults[due] = fault
+        self._stir()
+
+    def ended(self, due: Due) -> None:
+        """Wake who waits, when it was the last, or the last that was not to be tried again."""
+        self.pending.discard(due)
+        self.faults.pop(due, None)
+        if self.rests:
+            self._stir()
+        if not self.pending:
+            self.waiting.clear()
+
+    def _stir(self) -> None:
+        for due in self.waiting:
+            due.stirred.set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +150,9 @@ class Line:
         if not parts:
             return None
         gathering = Gathering(
-            pending=len(parts),
+            line=self,
+            pending=set(parts),
+            faults={other: part.fault for other, part in parts.items() if part.fault is not None},
             is_due_with_us=any(
                 other is due or (other.slot.request is None and other.slot.due_at >= slot.due_at) for other in parts
             ),

@@ -180,7 +180,7 @@ class SlotRunner:
         """One attempt at one step, beside those at others. Raises CancelledError only."""
         attempts = work.attempts
         try:
-            blame = None if step.results else attempts.work.take(step.index)
+            blame = step.blame or (None if step.results else attempts.work.take(step.index))
             if blame is not None:
                 attempts.left_out(step, self._skipped(step, work, blame), blame=blame)
                 return

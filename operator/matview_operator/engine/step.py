@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import assert_never
@@ -12,6 +12,9 @@ from matview_operator.api.policy import Consistency, MatviewRefreshPolicySpec
 from matview_operator.api.view import ViewSpec
 from matview_operator.domain.result import RefreshResult
 from matview_operator.domain.retry_class import RetryClass
+from matview_operator.domain.slot import is_fresh
+from matview_operator.domain.view import ViewName
+from matview_operator.engine.lines import Blame
 
 
 class Stage(Enum):
@@ -34,6 +37,8 @@ class Step:
     index: int
     views: Sequence[ViewSpec]
     stage: Stage = Stage.RESTS
+    blame: Blame | None = None
+    """Whom to blame that it is not worth while to wait for what it reads."""
     alone: bool = False
     """Whether it waited for another policy's run for long enough, and has the server say who is at work there."""
     due: float | None = None
@@ -51,6 +56,20 @@ class Step:
     hurried: bool = False
     """Whether newer work of the policy has already brought its next attempt forward."""
     over: bool = False
+
+    @property
+    def names(self) -> tuple[ViewName, ...]:
+        """Its views by name."""
+        return tuple(ViewName(view.schema_name, view.name) for view in self.views)
+
+    def recall(self, former: Mapping[ViewName, RefreshResult]) -> bool:
+        """Take up how the slot's run before ended. Returns whether nothing of it is left to be tried."""
+        known = [former[name] for name in self.names if name in former]
+        self.tries = max((result.attempts for result in known), default=0)
+        if len(known) < len(self.views) or not all(is_fresh(result.outcome) for result in known):
+            return False
+        self.results = known
+        return True
 
     @property
     def tells(self) -> bool:

@@ -1,6 +1,8 @@
 """Whose turn it is: views that are due together are refreshed after those that they read, across policies.
 
 A view waits for one that it reads, directly or through others, while that one is being refreshed, or is due no later.
+One that failed and is to be tried again is under way, but not worth keeping newer work for.
+
 So nobody waits for ever: a refresh that is under way waits for no other; what waits for another slot waits for one that
 is due earlier, or is due at the same instant and comes before it; and there is a first one, because policies whose
 views are on a cycle do not run. Whoever waits holds no place.
@@ -67,7 +69,31 @@ class Work(Due):
 
     def is_turn(self, index: int) -> bool:
         """Whether all has ended that a step waits for."""
-        return not any(gathering.pending for gathering in self.left.get(index, ()))
+        return not any(gathering.holds(self) for gathering in self.left.get(index, ()))
+
+    def look_upstream(self, index: int) -> Blame | None:
+        """Whom to blame if a refresh that the step waits for has failed, and is only to be tried again.
+
+        Those who wait for this step are told of that.
+        """
+        if index not in self.left:
+            return None
+        faults = (gathering.fault(self) for gathering in self.left[index])
+        fault = next((fault for fault in faults if fault is not None), None)
+        for part in self.turns.parts(self, self.steps[index]):
+            part.found(self, fault)
+        return fault
+
+    def rests(self, index: int) -> None:
+        """The step has failed, and will be tried again."""
+        for view in self.steps[index]:
+            for part in self.turns.parts(self, (view,)):
+                part.found(self, Blame(view=view, policy=self.policy.key.name))
+
+    def begins(self, index: int) -> None:
+        """The step is at work, for the first time or again."""
+        for part in self.turns.parts(self, self.steps[index]):
+            part.found(self, None)
 
     def take(self, index: int) -> Blame | None:
         """The step is worked on now, and waits for nothing any more. Return whom to blame if it is not worth while."""
@@ -155,15 +181,16 @@ class Turns:
     def rest(self, work: Work) -> None:
         """Have it wait in its lines as if it had never been begun."""
         for view in work.policy.views:
-            for part in self._parts(work, (view,)):
+            for part in self.parts(work, (view,)):
                 part.waits, part.asked = True, None
+                part.found(work, None)
 
     def ahead_of(self, work: Work, step: Step) -> list[Gathering]:
         """What a step waits for, as of now: what comes up later is not waited for, or it might never have its turn."""
         if self.order.problem(work.policy) is not None:
             return []
         order = self.order.precedence(work.database)
-        for part in self._parts(work, step):
+        for part in self.parts(work, step):
             part.asked = order
         ahead: list[Gathering] = []
         walk = Walk(order, step)
@@ -179,7 +206,7 @@ class Turns:
 
     def take(self, work: Work, step: Step) -> Blame | None:
         """It is this step's turn. Return whom to blame if views that it reads failed together with it."""
-        for part in self._parts(work, step):
+        for part in self.parts(work, step):
             part.waits = False
         if self.order.problem(work.policy) is not None:
             return None
@@ -205,6 +232,13 @@ class Turns:
             if work.slot.request is None:
                 line.failed(Failure(due_at=work.slot.due_at, ended_at=self.clock.now(), blame=blame))
 
+    def parts(self, work: Work, step: Step) -> Iterator[Part]:
+        """The step's places in the lines of its views, as far as it still has them."""
+        for view in step:
+            line = self._lines.get((work.database, view))
+            if line is not None and work in line.parts:
+                yield line.parts[work]
+
     def _change(self, work: Work, policy: Policy) -> None:
         """Whoever waits for views that it still has goes on waiting."""
         kept = policy.views if policy.database_key == work.database else ()
@@ -223,15 +257,9 @@ class Turns:
                 line.parts[work] = Part()
                 line.arrivals += 1
 
-    def _parts(self, work: Work, step: Step) -> Iterator[Part]:
-        for view in step:
-            line = self._lines.get((work.database, view))
-            if line is not None and work in line.parts:
-                yield line.parts[work]
-
     def _close(self, work: Work, view: ViewName) -> bool:
         line = self._lines.get((work.database, view))
         part = None if line is None else line.parts.pop(work, None)
         for gathering in () if part is None else part.gatherings:
-            gathering.one_ended()
+            gathering.ended(work)
         return part is not None
