@@ -227,3 +227,22 @@ async def test_a_request_waits_for_its_own_next_attempts(schedule: dict[str, int
         assert last > second + 1, "it rested before its last attempt"
         assert begun(world, "b")[0] == pytest.approx(last + 1)
         assert [entry["outcome"] for entry in world.api.status(place)["history"] if "request" in entry] == ["SUCCESS"]
+
+
+async def test_the_next_attempt_of_a_request_keeps_no_slot_waiting() -> None:
+    async with World() as world:
+        world.inspector.reads = {"b": "a"}
+        world.database(limits=MANY)
+        asked = source(world, schedule=HOURLY, retry={"backoffSeconds": 200, "maxBackoffSeconds": 300})
+        world.executor.script["a"] = [CONNECTION_LOST] * 2
+        world.executor.slow["a"] = 10
+        place = world.policy("p", views=views("x", "b"))
+        await until(25)
+        world.api.annotate(asked, "r1")
+        await until(59)
+        assert begun(world, "a") == [25, 35], "its third attempt is yet to come"
+        assert begun(world, "b") == [45]
+        await until(61)
+        assert begun(world, "b") == [45, 60]
+        assert outcomes(world, place) == {"x": "SUCCESS", "b": "SUCCESS"}
+        assert "lastHandledRequest" not in world.api.status(asked)

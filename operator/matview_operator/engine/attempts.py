@@ -161,7 +161,7 @@ class Attempts:
             self._end(step)
             return
         step.due = asyncio.get_running_loop().time() + pause
-        if step.kind is not RetryClass.LADDER:
+        if pause and step.kind is not RetryClass.LADDER:
             self.work.rests(step.index)
         self._set(step, Stage.RESTS)
 

@@ -75,15 +75,20 @@ class Gathering:
         return len(self.faults) == len(self.pending)
 
     def holds(self, due: Due) -> bool:
-        """Whether it has to be waited for. A request waits for no other one's next attempt: a person waits for it."""
-        if not self.rests:
-            return True
-        is_enough = due.slot.request is not None and due not in self.pending
-        return bool(self.pending) and not (is_enough or self.line.is_fresh_for(due))
+        """Whether it has to be waited for."""
+        return not self.rests or self.fault(due) is not None
 
     def fault(self, due: Due) -> Blame | None:
-        """Whom to blame if what has to be waited for are next attempts and no more."""
-        return next(iter(self.faults.values())) if self.rests and self.holds(due) else None
+        """Whom to blame if what has to be waited for are next attempts and no more.
+
+        Requests wait for those of no other one, because a person waits for it; and their own concern no slot.
+        """
+        if not self.rests or self.line.is_fresh_for(due):
+            return None
+        own = self.faults.get(due)
+        if own is not None or due.slot.request is not None:
+            return own
+        return next((fault for other, fault in self.faults.items() if other.slot.request is None), None)
 
     def found(self, due: Due, fault: Blame | None) -> None:
         """Have those look who wait for this one's refresh."""
