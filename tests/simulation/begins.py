@@ -30,10 +30,7 @@ def check_budget(seen: Seen, call: Call, policy: Policy | None) -> None:
     if database.spec.suspend:
         ground.violate(f"{process} begins a refresh on {owner}, which is suspended")
     # A slot that has begun goes on to its end, with all its views, but nothing is tried again.
-    run = call.runs[0]
-    uid = str(run.policy_uid)
-    has_begun = policy is not None and policy.spec is not None and not begins_its_slot(seen, policy, run)
-    goes_on = has_begun and (uid, run.slot_id, str(run.view)) not in seen.tried
+    goes_on = policy is not None and policy.spec is not None and _goes_on(seen, policy, call.runs[0])
     if is_closed(database.spec.windows, ground.clock.now()) and not goes_on:
         ground.violate(f"{process} begins a refresh on {owner} while its window is closed")
     most = min(database.spec.limits.max_concurrent_refreshes, (process.places + 1) // 2)
@@ -50,6 +47,21 @@ def begins_its_slot(seen: Seen, policy: Policy, run: Run) -> bool:
     due, owner = seen.ground.now - (seen.ground.clock.now() - run.due_at).total_seconds(), str(policy.database_key)
     others = (view.name for view in policy.spec.views if view.name != run.view.name)
     return all(seen.begun_at.get((owner, other), NEVER) < due for other in others)
+
+
+def _goes_on(seen: Seen, policy: Policy, run: Run) -> bool:
+    """Whether its slot has begun, and this view of it was not tried yet."""
+    slot, now = (policy.ref.uid, run.slot_id), seen.ground.clock.now()
+    ended = [
+        seen.ground.now - (now - entry.started_at).total_seconds() + entry.duration_ms / 1000
+        for entry in policy.status.history
+        if entry.slot_time == run.due_at is not None
+    ]
+    if not ended:
+        return not begins_its_slot(seen, policy, run) and (*slot, str(run.view)) not in seen.tried
+    # What a preflight brings back after it has ended is begun anew.
+    tried = {view for (*of, view), at in seen.tried.items() if tuple(of) == slot and at > ended[0] + 0.001}
+    return bool(tried) and str(run.view) not in tried
 
 
 def check_policy(seen: Seen, policy: Policy, call: Call, run: Run) -> None:

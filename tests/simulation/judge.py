@@ -79,7 +79,7 @@ class Judge:
             for each in call.runs:
                 check_order(seen, policy, call, each)
         seen.begun.add((uid, run.slot_id))
-        seen.tried |= {(uid, each.slot_id, str(each.view)) for each in call.runs}
+        seen.tried |= {(uid, each.slot_id, str(each.view)): ground.now for each in call.runs}
         seen.active[uid] = ground.now
         seen.starts.setdefault(call.owner, []).append(ground.now)
         self._begun_at.update({(call.owner, str(each.view)): ground.now for each in call.runs})

@@ -37,7 +37,8 @@ class Seen:
     """What need not be done again, as the process knows."""
     begun: set[tuple[str, str]] = field(default_factory=set)
     """Policy UID and slot id."""
-    tried: set[Work] = field(default_factory=set)
+    tried: dict[Work, float] = field(default_factory=dict)
+    """When it was begun last."""
     active: dict[str, float] = field(default_factory=dict)
     """By policy UID: when a call of it last began or ended."""
     starts: dict[str, list[float]] = field(default_factory=dict)
