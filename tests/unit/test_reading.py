@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime
 from json import dumps, loads
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -252,6 +254,25 @@ def test_an_instant_that_no_calendar_has_in_utc_is_dropped(instant: str) -> None
     read = read_policy_status({"status": {"lastSlotTime": instant, "nextSlotTime": "2026-11-22T13:00:00+01:00"}})
     assert read.last_slot_time is None
     assert read.next_slot_time == datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def test_an_entry_of_a_history_takes_a_quarter_of_a_kilobyte() -> None:
+    def bodies(entries: int) -> list[Any]:
+        entry = {"outcome": "SUCCESS", "startedAt": "2026-11-22T12:00:00Z", "durationMs": 5, "views": 1, "failed": 0}
+        history = [[entry | {"correlationId": str(uuid4())} for _ in range(entries)] for _ in range(100)]
+        return [{"status": {"history": each}} for each in history]
+
+    def taken(entries: int) -> int:
+        raw = bodies(entries)
+        tracemalloc.start()
+        try:
+            kept = [read_policy_status(body) for body in raw]
+            assert len(kept[-1].history) == entries
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    assert (taken(20) - taken(0)) / 100 / 20 < 256
 
 
 def test_policies_share_what_they_say_alike() -> None:

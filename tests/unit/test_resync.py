@@ -13,6 +13,7 @@ from tests.unit.memory_api import Body
 from tests.unit.world import POLICY, World, key, until
 
 from matview_operator.adapters.kube.resync import PERIOD_SECONDS, RELISTED_SECONDS, Resync
+from matview_operator.api.policy_status import MatviewRefreshPolicyStatus
 from matview_operator.engine.ports import ApiUnavailable
 
 pytestmark = pytest.mark.looptime(noop_cycles=3)
@@ -68,6 +69,26 @@ async def test_everything_is_loaded_page_by_page_databases_first(listed: Listed)
     assert {place.name for place in listed.world.supervisor.registry.policies} == {"a", "b", "c", "d", "e"}
     await until(1)
     assert {listed.world.condition(key(name), "Ready") for name in "abcde"} == {("True", "Scheduled")}
+
+
+async def test_what_is_held_until_all_are_known_has_its_status_read(
+    listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(listed.world, "a", "b", "c")
+    entry = {"outcome": "SUCCESS", "startedAt": "2026-11-22T11:00:00Z", "durationMs": 5, "views": 1, "failed": 0}
+    listed.world.api.objects[POLICY, key("a")]["status"] = {"history": [entry, {"outcome": "who knows"}]}
+    held, intake = [], listed.world.intake
+    seen = intake.policy_seen
+
+    def noted(body: Any) -> None:
+        held.append(type(body["status"]))
+        seen(body)
+
+    monkeypatch.setattr(intake, "policy_seen", noted)
+    await listed.resync.load()
+    assert held == [MatviewRefreshPolicyStatus] * 3
+    (known,) = listed.world.known(key("a")).status.history
+    assert known.duration_ms == 5
 
 
 async def test_one_objects_surprise_keeps_nobody_else_from_being_loaded(

@@ -66,15 +66,19 @@ class Model(BaseModel):
         return schema
 
 
-class ClosedSet(StrEnum):
-    """An enumeration whose members are the words on the wire. Its docstring stays out of the CRD, as a
-    model's does.
-    """
+class Undescribed:
+    """A part whose docstring stays out of the CRD, as a model's does."""
+
+    __slots__ = ()
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
         return {key: value for key, value in schema.items() if key not in ("title", "description")}
+
+
+class ClosedSet(Undescribed, StrEnum):
+    """An enumeration whose members are the words on the wire."""
 
 
 def _own_annotations(annotations: Any) -> Any:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from matview_operator.api.condition import Conditions
-from matview_operator.api.model import Model, Optional
+from matview_operator.api.model import Model, Optional, Undescribed
 from matview_operator.api.outcome import RefreshMode, RefreshOutcome
 from matview_operator.api.scalar import Count, Message, OneOf, Reason, Time, Token
 
@@ -66,8 +67,9 @@ class ViewStatus(Model):
     """Slots in a row that failed for this view; 0 after a success."""
 
 
-class HistoryEntry(Model):
-    """One slot or request, all views together."""
+@dataclass(config=Model.model_config, slots=True, kw_only=True)
+class HistoryEntry(Undescribed):
+    """One slot or request, all views together. As a Model it would take twice the memory, and a policy keeps many."""
 
     slot_time: Optional[Time] = None
     """The instant at which the schedule made the policy due; absent for a request."""

@@ -48,7 +48,7 @@ def read_database(body: object) -> MatviewDatabase:
 
 
 def read_policy_status(body: object) -> MatviewRefreshPolicyStatus:
-    """Read what can be read of a policy's status; never raises."""
+    """Read what can be read of a policy's status, unless that was done before; never raises."""
     return _salvage(MatviewRefreshPolicyStatus, _part(body, "status"))
 
 
@@ -95,6 +95,8 @@ def _checked(found: Object, problems: Sequence[str]) -> Object:
 
 def _salvage(model: type[Status], raw: object) -> Status:
     """Drop what does not fit, the single item of a list or else the whole field, and keep the rest."""
+    if isinstance(raw, model):
+        return raw
     kept: dict[str, Any] = dict(raw) if isinstance(raw, dict) else {}
     try:
         return model.model_validate(kept)

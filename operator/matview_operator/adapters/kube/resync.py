@@ -16,6 +16,7 @@ from matview_operator.adapters.kube.client import REQUEST_SECONDS, api_errors
 from matview_operator.api.database import MatviewDatabase
 from matview_operator.api.model import GROUP, VERSION
 from matview_operator.api.policy import MatviewRefreshPolicy
+from matview_operator.domain.reading import read_policy_status
 from matview_operator.engine.intake import Intake
 from matview_operator.engine.ports import ApiUnavailable
 
@@ -27,6 +28,11 @@ PAGE = 100
 RELISTED_SECONDS = 5.0
 """From when a watch began anew to a list of our own; by then the watches have named what there is."""
 _START_PAUSE_SECONDS = 2.0
+
+
+def _light(policy: dict[str, Any]) -> dict[str, Any]:
+    """The same with its status read: what histories take as parsed JSON, thousands of them are too many to hold."""
+    return policy | {"status": read_policy_status(policy)}
 
 
 class Resync:
@@ -45,7 +51,7 @@ class Resync:
         while True:
             try:
                 databases = deque([item async for item in self._list(MatviewDatabase.PLURAL)])
-                policies = deque([item async for item in self._list(MatviewRefreshPolicy.PLURAL)])
+                policies = deque([_light(item) async for item in self._list(MatviewRefreshPolicy.PLURAL)])
                 break
             except (ApiUnavailable, ApiException) as error:
                 why = f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)
