@@ -76,6 +76,10 @@ class BenchCluster:
         """Change these policies' specs."""
         await self._for_each(self._patch, specs.items())
 
+    async def patch_statuses(self, statuses: Mapping[str, Json]) -> None:
+        """Change what these policies' statuses say. An operator that runs knows better: only while none does."""
+        await self._for_each(self._patch_status, statuses.items())
+
     async def delete_policies(self, names: Iterable[str]) -> None:
         """Delete policies."""
         await self._for_each(self._delete, names)
@@ -142,6 +146,11 @@ class BenchCluster:
         name, spec = item
         place = (GROUP, VERSION, NAMESPACE, MatviewRefreshPolicy.PLURAL, name)
         await self.objects.patch_namespaced_custom_object(*place, {"spec": spec}, _content_type=_MERGE_PATCH)
+
+    async def _patch_status(self, item: tuple[str, Json]) -> None:
+        name, status = item
+        place = (GROUP, VERSION, NAMESPACE, MatviewRefreshPolicy.PLURAL, name)
+        await self.objects.patch_namespaced_custom_object_status(*place, {"status": status}, _content_type=_MERGE_PATCH)
 
     async def _delete(self, name: str) -> None:
         await self.objects.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, MatviewRefreshPolicy.PLURAL, name)

@@ -2,8 +2,9 @@
 
 Each policy has a tiny view of its own, which is really refreshed, in one PostgreSQL with the ledger; API server, etcd,
 PostgreSQL and this benchmark share the machine's cores with the operator. All are due at one instant, or within a
-minute by jitterSeconds. Then the operator is down over an instant, and started again. Before that a thousand tenants
-have policies for the same five views. Twenty minutes on two idle cores, most of it waiting for the next instant.
+minute by jitterSeconds. Then the operator is down over an instant, and started again, with histories as long as they
+become. Before that a thousand tenants have policies for the same five views. Forty minutes on two idle cores, most of
+it waiting for the next instant.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import uuid4
 
 import asyncpg
 import psutil
@@ -25,6 +27,7 @@ from bench.cluster import BenchCluster, Json, cluster
 from bench.database import BenchDatabase
 from bench.report import machine, publish
 from bench.waves import Ended, Wave, lags, next_minute, observe, until
+from matview_operator.api.outcome import RefreshOutcome
 from matview_operator.domain.jitter import part_of_second
 
 if TYPE_CHECKING:
@@ -161,8 +164,10 @@ async def _of_tenants(bench: _Bench) -> dict[str, Any]:
 
 
 async def _restart(bench: _Bench, *, policies: int) -> dict[str, Any]:
-    due = next_minute(every=EVERY_MINUTES)
     await asyncio.to_thread(bench.operator.stop)
+    now = datetime.now(UTC)
+    await bench.cluster.patch_statuses({f"p-{number}": {"history": _history(now)} for number in range(policies)})
+    due = next_minute(every=EVERY_MINUTES)
     await asyncio.sleep((due - datetime.now(UTC)).total_seconds() + 1)
     bench.operator = await bench.cluster.start_operator()
     ready_at, started_at = datetime.now(UTC), _started_at(bench.operator)
@@ -185,6 +190,23 @@ async def _restart(bench: _Bench, *, policies: int) -> dict[str, Any]:
         "all ran s": round(ended, 2),
         "MB": round(psutil.Process(bench.operator.pid).memory_info().rss / 1e6),
     }
+
+
+def _history(now: datetime) -> list[Json]:
+    """As many entries as a policy keeps by default, as after some hours."""
+    slots = [now.replace(second=0, microsecond=0) - timedelta(minutes=EVERY_MINUTES * ago) for ago in range(1, 6)]
+    return [
+        {
+            "slotTime": slot.isoformat(),
+            "outcome": RefreshOutcome.SUCCESS.value,
+            "startedAt": (slot + timedelta(seconds=number)).isoformat(),
+            "durationMs": 500 + number,
+            "views": 1,
+            "failed": 0,
+            "correlationId": str(uuid4()),
+        }
+        for number, slot in enumerate(slots)
+    ]
 
 
 def _started_at(operator: OperatorProcess) -> datetime:
