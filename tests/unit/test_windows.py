@@ -222,6 +222,8 @@ def test_windows_that_leave_no_moment_open_are_found_out(windows: list[Window]) 
         ([deny("0 0 * * MON-SAT", 24 * HOUR)], "2026-11-29T00:00"),
         ([deny("0 0 1-30 * *", 24 * HOUR)], "2026-12-31T00:00"),
         ([allow("0 0 31 10 *", 60)], "2027-10-31T00:00"),
+        # Of the two gaps in each hour, 40 and 20 minutes, it fills the one.
+        ([deny("0,40 * * * *", 20 * 60)], "2026-11-23T12:20"),
         # In Berlin's day of 25 hours a window of 24 ends an hour before it opens again.
         ([deny("0 0 * * *", 24 * HOUR, "Europe/Berlin")], "2027-10-31T22:00"),
     ],

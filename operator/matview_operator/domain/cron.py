@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from functools import lru_cache
+from itertools import pairwise
 
 from cronsim import CronSim
 
@@ -26,12 +27,9 @@ class Calendar:
     is_fixed: bool
     """Whether it names its times of day, like `30 2 * * *`: such a one is run once when clocks change. One with a
     wildcard for minutes or hours runs whenever its local time is shown. So does Debian's cron."""
-
-    @property
-    def gaps(self) -> list[timedelta]:
-        """Between the times of a day, and the last of one and the first of the next."""
-        following = (*self.minutes[1:], self.minutes[0] + _DAY // _MINUTE)
-        return [(later - earlier) * _MINUTE for earlier, later in zip(self.minutes, following, strict=True)]
+    shortest_gap: timedelta
+    """Between two times of a day, or the last of one and the first of the next."""
+    longest_gap: timedelta
 
     def matches(self, day: date) -> bool:
         """Whether it has times on this day."""
@@ -90,10 +88,14 @@ class Calendar:
 def calendar(expression: str) -> Calendar:
     """Read an expression of five fields. It has passed check_policy."""
     fields = CronSim(expression, datetime(2024, 1, 1))  # noqa: DTZ001 - only its fields are used, which have no zone
+    minutes = tuple(sorted(_MINUTES_OF_HOUR * hour + minute for hour in fields.hours for minute in fields.minutes))
+    gaps = [later - earlier for earlier, later in pairwise((*minutes, minutes[0] + _DAY // _MINUTE))]
     return Calendar(
         fields=fields,
-        minutes=tuple(sorted(_MINUTES_OF_HOUR * hour + minute for hour in fields.hours for minute in fields.minutes)),
+        minutes=minutes,
         is_fixed=not any(field.startswith("*") for field in fields.parts[1:3]),
+        shortest_gap=min(gaps) * _MINUTE,
+        longest_gap=max(gaps) * _MINUTE,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -112,6 +113,7 @@ def _windows(windows: Sequence[Window]) -> Iterator[str]:
         )
 
 
+@lru_cache(maxsize=1024)
 def _cron_problem(cron: str) -> str | None:
     if not re.fullmatch(CRON, cron):  # cronsim alone would take a sixth field, for seconds, and odd letters
         return f"five fields are needed: {_FIELDS}."
@@ -132,7 +134,7 @@ def _jitter(spec: MatviewRefreshPolicySpec) -> Iterator[str]:
     if every is not None:
         shortest = every
     elif cron is not None and _cron_problem(cron) is None:
-        shortest = min(calendar(cron).gaps) // timedelta(seconds=1)
+        shortest = calendar(cron).shortest_gap // timedelta(seconds=1)
     else:
         return
     if spec.jitter_seconds > shortest:

@@ -62,7 +62,7 @@ class _Watched:
     @property
     def never_closes(self) -> bool:
         """Whether it opens in every hour, before it has closed: a walk through them all would be too long."""
-        return self._window.cron.split()[1:] == _EVERY_HOUR and max(calendar(self._window.cron).gaps) <= self._lasts
+        return self._window.cron.split()[1:] == _EVERY_HOUR and calendar(self._window.cron).longest_gap <= self._lasts
 
     def following(self, at: datetime) -> datetime:
         """When it opens next."""
