@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -21,6 +23,15 @@ ONE_RETRY = {"limit": 1, "maxBackoffSeconds": 100}
 CONNECTION_LOST = Told(outcome=RefreshOutcome.FAILED, reason=RefreshReason.CONNECTION_LOST)
 
 
+@asynccontextmanager
+async def world_where(**reads: str) -> AsyncIterator[World]:
+    """`b="a"`: the view b reads a."""
+    async with World() as world:
+        world.inspector.reads = reads
+        world.database(limits=MANY)
+        yield world
+
+
 def source(world: World, **fields: Any) -> Key:
     """The policy of the view that fails at 120, and once more after 170."""
     world.executor.script["a"] = [FAILED, FAILED]
@@ -31,10 +42,14 @@ def begun(world: World, view: str) -> list[float]:
     return [at for name, at in times(world) if name == view]
 
 
+def why(world: World, place: Key, view: str) -> str:
+    """What the policy's status says of the view."""
+    (told,) = (each["message"] for each in world.api.status(place)["views"] if each["name"] == view)
+    return str(told)
+
+
 async def test_a_view_that_waits_for_anothers_next_attempt_does_not_keep_its_policy_from_newer_slots() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         source(world)
         place = world.policy("p", views=views("x", "b"))
         await until(149)
@@ -44,8 +59,7 @@ async def test_a_view_that_waits_for_anothers_next_attempt_does_not_keep_its_pol
         assert begun(world, "x")[-1] == 150
         assert begun(world, "b") == [30, 60, 90]
         assert outcomes(world, place) == {"x": "SUCCESS", "b": "SKIPPED_UPSTREAM"}
-        (told,) = (view for view in world.api.status(place)["views"] if view["name"] == "b")
-        assert "It reads a, which policy source failed to refresh" in told["message"]
+        assert "It reads a, which policy source failed to refresh" in why(world, place, "b")
         assert world.api.status(place)["history"][0]["outcome"] == "SKIPPED_UPSTREAM"
         # When that has ended for good, the slots after it are none of its business.
         await until(239)
@@ -55,9 +69,7 @@ async def test_a_view_that_waits_for_anothers_next_attempt_does_not_keep_its_pol
 
 
 async def test_what_succeeds_at_its_next_attempt_in_time_is_worth_the_wait() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         source(world, retry=ONE_RETRY | {"maxBackoffSeconds": 20, "backoffSeconds": 10})
         world.executor.script["a"] = [FAILED]
         world.policy("p", views=views("x", "b"))
@@ -68,9 +80,7 @@ async def test_what_succeeds_at_its_next_attempt_in_time_is_worth_the_wait() -> 
 
 
 async def test_an_attempt_that_is_under_way_is_waited_for_however_many_failed_before() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         source(world, retry=ONE_RETRY | {"maxBackoffSeconds": 20, "backoffSeconds": 10})
         world.executor.script["a"] = [FAILED]
         world.executor.slow["a"] = 25
@@ -83,9 +93,7 @@ async def test_an_attempt_that_is_under_way_is_waited_for_however_many_failed_be
 
 
 async def test_a_slow_upstream_and_a_held_lock_are_no_failures() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a", "d": "c"}
-        world.database(limits=MANY)
+    async with world_where(b="a", d="c") as world:
         world.policy("slow", views=views("a"), schedule=SECONDS)
         world.policy("held", views=views("c"), schedule=SECONDS, startingDeadlineSeconds=70)
         world.executor.slow["a"] = 40
@@ -103,9 +111,7 @@ async def test_a_slow_upstream_and_a_held_lock_are_no_failures() -> None:
 
 
 async def test_of_several_policies_one_that_is_refreshing_the_view_is_worth_the_wait() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         source(world)
         world.policy("other", views=views("a"), schedule=SECONDS, retry=ONE_RETRY)
         world.executor.script["a"] = [FAILED]
@@ -119,9 +125,7 @@ async def test_of_several_policies_one_that_is_refreshing_the_view_is_worth_the_
 
 
 async def test_of_several_policies_the_last_one_to_fail_ends_the_wait() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         source(world)
         world.policy("other", views=views("a"), schedule=SECONDS, retry={"limit": 0})
         world.executor.slow["a"] = 20
@@ -135,9 +139,7 @@ async def test_of_several_policies_the_last_one_to_fail_ends_the_wait() -> None:
 
 
 async def test_one_that_rested_and_was_given_up_is_no_reason_while_another_policys_is_at_work() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         place = source(world)
         world.policy("who-comes-later-by-name", views=views("a"), schedule=SECONDS)
         world.executor.script["a"] = [FAILED]
@@ -156,9 +158,7 @@ async def test_one_that_rested_and_was_given_up_is_no_reason_while_another_polic
 
 @pytest.mark.parametrize("own", [True, False], ids=["a view of the same policy", "another policy's view"])
 async def test_a_wait_for_what_waits_itself_for_a_next_attempt_is_no_better(*, own: bool) -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "m", "m": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="m", m="a") as world:
         if own:
             source(world, views=views("a", "m"))
         else:
@@ -167,15 +167,12 @@ async def test_a_wait_for_what_waits_itself_for_a_next_attempt_is_no_better(*, o
         place = world.policy("p", views=views("x", "b"))
         await until(169)
         assert begun(world, "x")[-2:] == [120, 150]
-        (told,) = (view for view in world.api.status(place)["views"] if view["name"] == "b")
-        assert told["outcome"] == "SKIPPED_UPSTREAM"
-        assert "It reads a, which policy source failed to refresh" in told["message"]
+        assert outcomes(world, place)["b"] == "SKIPPED_UPSTREAM"
+        assert "It reads a, which policy source failed to refresh" in why(world, place, "b")
 
 
 async def test_a_policy_that_changes_does_not_wait_for_anothers_next_attempt_by_what_it_said_before() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         source(world)
         place = world.policy("p", views=views("x", "b"), schedule=SECONDS)
         await until(130)
@@ -186,9 +183,7 @@ async def test_a_policy_that_changes_does_not_wait_for_anothers_next_attempt_by_
 
 
 async def test_a_request_waits_for_nobody_elses_next_attempt() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a", "d": "c", "c": "x"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         source(world)
         place = world.policy("p", views=views("b"), schedule=HOURLY)
         await until(130)
@@ -199,9 +194,7 @@ async def test_a_request_waits_for_nobody_elses_next_attempt() -> None:
 
 
 async def test_a_request_that_waits_for_a_running_view_goes_on_when_that_fails_and_rests() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         source(world)
         world.executor.slow["a"] = 10
         place = world.policy("p", views=views("b"), schedule=HOURLY)
@@ -213,9 +206,7 @@ async def test_a_request_that_waits_for_a_running_view_goes_on_when_that_fails_a
 
 @pytest.mark.parametrize("schedule", [HOURLY, {"everySeconds": 5}], ids=["alone", "a slot behind it"])
 async def test_a_request_waits_for_its_own_next_attempts(schedule: dict[str, int]) -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         retry = {"backoffSeconds": 20, "maxBackoffSeconds": 20}
         place = world.policy("p", views=views("b", "a"), schedule=schedule, retry=retry)
         world.executor.script["a"] = [CONNECTION_LOST] * 2
@@ -230,9 +221,7 @@ async def test_a_request_waits_for_its_own_next_attempts(schedule: dict[str, int
 
 
 async def test_the_next_attempt_of_a_request_keeps_no_slot_waiting() -> None:
-    async with World() as world:
-        world.inspector.reads = {"b": "a"}
-        world.database(limits=MANY)
+    async with world_where(b="a") as world:
         asked = source(world, schedule=HOURLY, retry={"backoffSeconds": 200, "maxBackoffSeconds": 300})
         world.executor.script["a"] = [CONNECTION_LOST] * 2
         world.executor.slow["a"] = 10

@@ -33,12 +33,24 @@ Optional = Annotated[T | None, Nullable]
 visible to mypy."""
 
 
-class Model(BaseModel):
+class Undescribed:
+    """A part whose docstring is for developers and stays out of the CRD, else it would replace the description of
+    the field that holds it.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        return {key: value for key, value in schema.items() if key not in ("title", "description")}
+
+
+class Model(Undescribed, BaseModel):
     """A frozen part of a custom resource: camelCase on the wire, snake_case in Python, unknown fields
     dropped.
 
-    The docstring of a field is its description in the CRD and so in `kubectl explain`; the docstring of the
-    class is for developers and stays out, else it would replace the description of the field that holds it.
+    The docstring of a field is its description in the CRD and so in `kubectl explain`.
     """
 
     model_config = ConfigDict(
@@ -58,23 +70,6 @@ class Model(BaseModel):
     def to_document(self) -> dict[str, Any]:
         """Return it as the API server takes it: camelCase, times as text, without what is not known."""
         return PydanticModel.model_dump(self, mode="json", by_alias=True, exclude_none=True)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        schema = super().__get_pydantic_json_schema__(core_schema, handler)
-        schema.pop("description", None)
-        return schema
-
-
-class Undescribed:
-    """A part whose docstring stays out of the CRD, as a model's does."""
-
-    __slots__ = ()
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        schema = handler.resolve_ref_schema(handler(core_schema))
-        return {key: value for key, value in schema.items() if key not in ("title", "description")}
 
 
 class ClosedSet(Undescribed, StrEnum):

@@ -85,9 +85,8 @@ class Gathering:
         """
         if not self.rests or self.line.is_fresh_for(due):
             return None
-        own = self.faults.get(due)
-        if own is not None or due.slot.request is not None:
-            return own
+        if due.slot.request is not None:
+            return self.faults.get(due)
         return next((fault for other, fault in self.faults.items() if other.slot.request is None), None)
 
     def found(self, due: Due, fault: Blame | None) -> None:
